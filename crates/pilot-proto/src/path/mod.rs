@@ -1,0 +1,1 @@
+//! How a peer is reached: directly or through the beacon's relay (spec 04 sections 8 to 13).

@@ -1,0 +1,3 @@
+//! What a node signs and says to its registry (spec 05).
+
+pub mod challenge;

@@ -1,0 +1,1 @@
+//! Formats and state machines of the built-in services (spec 06).

@@ -1,0 +1,1 @@
+//! The trust handshake (spec 06 section 2).

@@ -1,0 +1,1 @@
+//! Key exchange, sessions, replay windows (spec 02).

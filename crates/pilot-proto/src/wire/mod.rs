@@ -1,0 +1,6 @@
+//! The binary formats of the protocol. Parsing never panics and never allocates by an unchecked length.
+
+pub mod addr;
+pub mod beacon;
+pub mod frame;
+pub mod packet;
