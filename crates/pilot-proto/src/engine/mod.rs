@@ -290,7 +290,12 @@ impl Engine {
         todo!()
     }
     /// See [`Streams::write`].
-    pub fn write(&mut self, now: Instant, conn: ConnId, data: Bytes) -> Result<Bytes, crate::stream::CloseReason> {
+    pub fn write(
+        &mut self,
+        now: Instant,
+        conn: ConnId,
+        data: Bytes,
+    ) -> Result<Bytes, crate::stream::CloseReason> {
         self.streams.write(now, conn, data)
     }
     /// See [`Streams::read`].
@@ -321,7 +326,13 @@ impl Engine {
     // ---- datagrams and control ---------------------------------------------------------------------------
 
     /// Sends one datagram from a fresh ephemeral port; queued while the peer is being reached.
-    pub fn send_datagram(&mut self, now: Instant, to: Addr, port: u16, payload: &[u8]) -> Result<(), SendError> {
+    pub fn send_datagram(
+        &mut self,
+        now: Instant,
+        to: Addr,
+        port: u16,
+        payload: &[u8],
+    ) -> Result<(), SendError> {
         todo!()
     }
     /// Sends a control ping (non-empty payload); the answer is [`Event::Pong`].

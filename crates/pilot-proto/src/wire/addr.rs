@@ -136,7 +136,8 @@ impl FromStr for Addr {
 
     fn from_str(text: &str) -> Result<Addr, AddrError> {
         let (left, right) = text.split_once(':').ok_or_else(|| AddrError::Shape(text.to_owned()))?;
-        let network = parse_u16(left).map_err(|reason| AddrError::Network { text: left.to_owned(), reason })?;
+        let network =
+            parse_u16(left).map_err(|reason| AddrError::Network { text: left.to_owned(), reason })?;
         let groups: Vec<&str> = right.split('.').collect();
         let [first, high, low] = groups[..] else { return Err(AddrError::Groups(right.to_owned())) };
         for group in [first, high, low] {
