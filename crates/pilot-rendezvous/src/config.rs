@@ -1,0 +1,134 @@
+//! What an operator can set.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Default TCP port of the registry.
+pub const REGISTRY_PORT: u16 = 9000;
+/// Default UDP port of the beacon.
+pub const BEACON_PORT: u16 = 9001;
+
+/// Settings of one registry and beacon.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// TCP address of the registry; port 0 picks a free one.
+    pub registry_addr: SocketAddr,
+    /// UDP address of the beacon; port 0 picks a free one.
+    pub beacon_addr: SocketAddr,
+    /// `host:port` under which nodes reach the beacon, handed out in place of the address of relay-only nodes.
+    /// `None`: the beacon's address if it is bound to one, else the address a client reached the registry at, with
+    /// the beacon's port.
+    pub advertise_beacon: Option<String>,
+    /// Where the directory is kept.
+    pub store: StoreConfig,
+    /// Encryption of registry connections.
+    pub tls: Tls,
+    /// Token for network administration; `None` disables requests that need it.
+    pub admin_token: Option<String>,
+    /// Most identities kept, online or not (1 to 4,294,967,295).
+    pub max_nodes: u32,
+    /// A node not heard of for this long is taken out of the directory. Its id stays bound to its key.
+    pub stale_after: Duration,
+    /// Abuse control.
+    pub limits: Limits,
+    /// Beacons whose Sync messages are accepted and which get ours.
+    pub beacon_peers: Vec<SocketAddr>,
+    /// Number of this beacon in Sync messages.
+    pub beacon_id: u32,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        Config {
+            registry_addr: SocketAddr::new(any, REGISTRY_PORT),
+            beacon_addr: SocketAddr::new(any, BEACON_PORT),
+            advertise_beacon: None,
+            store: StoreConfig::Memory,
+            tls: Tls::Off,
+            admin_token: None,
+            max_nodes: 1_000_000,
+            stale_after: Duration::from_secs(30 * 60),
+            limits: Limits::default(),
+            beacon_peers: Vec::new(),
+            beacon_id: 0,
+        }
+    }
+}
+
+impl Config {
+    /// Registry and beacon on free loopback ports, nothing on disk: for tests and embedding.
+    pub fn loopback() -> Config {
+        let local = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        Config { registry_addr: local, beacon_addr: local, ..Config::default() }
+    }
+}
+
+/// Where the directory is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreConfig {
+    /// Gone when the process ends.
+    Memory,
+    /// A SQLite file, created if missing; its folder must exist.
+    File(PathBuf),
+}
+
+/// Encryption of registry connections (spec 05 section 2.3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tls {
+    /// Plain TCP.
+    Off,
+    /// Certificate chain and private key, PEM.
+    Files {
+        /// Certificate chain, leaf first.
+        cert: PathBuf,
+        /// PKCS#8, SEC1 or PKCS#1 key.
+        key: PathBuf,
+    },
+    /// A self-signed certificate, made once and kept beside the store file, so that its fingerprint survives
+    /// restarts; with [`StoreConfig::Memory`] it lives as long as the process.
+    SelfSigned,
+}
+
+/// A token bucket: `burst` at once, then `per_second`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rate {
+    /// Tokens added per second.
+    pub per_second: f64,
+    /// Most tokens held.
+    pub burst: f64,
+}
+
+/// Abuse control. Rates are per source: an IPv4 address or an IPv6 /64.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// New TCP connections.
+    pub connections: Rate,
+    /// Registrations of keys the registry does not know yet; known keys are exempt.
+    pub registrations: Rate,
+    /// `lookup`, `resolve` and `resolve_hostname` together.
+    pub lookups: Rate,
+    /// All requests of one connection; more are delayed, not refused.
+    pub requests: Rate,
+    /// Most TCP connections at a time; further ones are closed at once.
+    pub max_connections: usize,
+    /// Sources that no rate applies to, as (network, prefix length).
+    pub exempt: Vec<(IpAddr, u8)>,
+    /// Loopback sources are exempt too.
+    pub exempt_loopback: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            connections: Rate { per_second: 20.0, burst: 200.0 },
+            registrations: Rate { per_second: 1.0, burst: 60.0 },
+            lookups: Rate { per_second: 50.0, burst: 500.0 },
+            requests: Rate { per_second: 200.0, burst: 1000.0 },
+            max_connections: 100_000,
+            exempt: Vec::new(),
+            exempt_loopback: true,
+        }
+    }
+}
