@@ -1,0 +1,74 @@
+//! Restart, key rotation, and a rendezvous that goes away, across the two makes.
+
+use crate::lab::{Lab, Make, wait_until};
+use std::time::Duration;
+
+#[test]
+fn a_restarted_daemon_keeps_its_address_and_its_peers() {
+    for restarted in [Make::Ours, Make::Reference] {
+        let lab = Lab::new();
+        let mut a = lab.daemon(restarted, "alpha", &[]);
+        let b = lab.daemon(restarted.other(), "beta", &[]);
+        lab.trust(&a, &b);
+        b.ctl(b.make, &["ping", "alpha", "--count", "1"]).data();
+        let address = a.address();
+        a.stop();
+        a.start();
+        assert_eq!(a.address(), address, "the same identity gets the same address");
+        assert!(a.trusts(&b), "trust survives the restart");
+        for (from, to) in [(&a, &b), (&b, &a)] {
+            wait_until("ping works after the restart", Duration::from_secs(40), || {
+                from.ctl(from.make, &["ping", &to.name, "--count", "1", "--timeout", "10s"]).code == 0
+            });
+        }
+    }
+}
+
+#[test]
+fn a_rotated_key_drops_trust_and_a_new_handshake_restores_it() {
+    for rotator in [Make::Ours, Make::Reference] {
+        let lab = Lab::new();
+        let mut a = lab.daemon(rotator, "alpha", &["-public"]);
+        let b = lab.daemon(rotator.other(), "beta", &["-public"]);
+        a.ctl(a.make, &["handshake", "beta", "before"]).data();
+        wait_until("the request is pending", Duration::from_secs(20), || {
+            b.ctl(b.make, &["pending"]).data()["pending"].as_array().is_some_and(|p| !p.is_empty())
+        });
+        b.ctl(b.make, &["approve", &a.node_id().to_string()]).data();
+        wait_until("both sides trust", Duration::from_secs(20), || a.trusts(&b) && b.trusts(&a));
+
+        let before = a.info()["public_key"].clone();
+        a.ctl(a.make, &["rotate-key"]).data();
+        assert_ne!(a.info()["public_key"], before, "the key changed");
+        let key = a.info()["public_key"].clone();
+        // The other side learns of the new key at the next key exchange, which a restart forces.
+        a.stop();
+        a.start();
+        assert_eq!(a.info()["public_key"], key, "the new key was saved");
+        wait_until("the peer drops trust in the changed key", Duration::from_secs(40), || {
+            let _ = a.ctl(a.make, &["ping", "beta", "--count", "1", "--timeout", "5s"]);
+            !b.trusts(&a)
+        });
+        b.ctl(b.make, &["handshake", "alpha", "after"]).data();
+        wait_until("trust is restored", Duration::from_secs(70), || {
+            let _ = a.ctl(a.make, &["approve", &b.node_id().to_string()]);
+            a.trusts(&b) && b.trusts(&a)
+        });
+    }
+}
+
+#[test]
+fn tunnels_outlive_the_rendezvous_and_registration_returns_by_itself() {
+    let mut lab = Lab::new();
+    let a = lab.daemon(Make::Ours, "alpha", &[]);
+    let b = lab.daemon(Make::Reference, "beta", &[]);
+    lab.trust(&a, &b);
+    a.ctl(Make::Ours, &["ping", "beta", "--count", "1"]).data();
+    lab.stop_rendezvous();
+    let id = b.node_id().to_string();
+    a.ctl(Make::Ours, &["ping", &id, "--count", "1"]).data();
+    lab.start_rendezvous();
+    wait_until("names resolve again", Duration::from_secs(40), || {
+        a.ctl(Make::Ours, &["lookup", &id]).code == 0
+    });
+}
