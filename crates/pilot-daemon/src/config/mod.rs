@@ -1,4 +1,12 @@
-//! Settings of a daemon.
+//! Settings of a daemon: keys, flags, environment, files, and the one order in which they win.
+
+pub mod duration;
+mod env;
+mod file;
+pub mod keys;
+
+pub use env::Env;
+pub use file::{ConfigFile, FileError};
 
 use std::path::PathBuf;
 

@@ -1,0 +1,43 @@
+//! The environment variables Pilot reads, captured once (spec 08 section 1.8).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A snapshot of the environment. Empty variables count as unset.
+#[derive(Debug, Clone, Default)]
+pub struct Env {
+    vars: BTreeMap<String, String>,
+}
+
+impl Env {
+    /// The environment of this process; variables that are not UTF-8 are left out.
+    pub fn from_process() -> Env {
+        Env::from_pairs(
+            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))),
+        )
+    }
+
+    /// An environment of these variables.
+    pub fn from_pairs(pairs: impl IntoIterator<Item = (String, String)>) -> Env {
+        Env { vars: pairs.into_iter().filter(|(_, v)| !v.is_empty()).collect() }
+    }
+
+    /// A variable that is set to something.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.vars.get(name).map(String::as_str)
+    }
+
+    /// `$PILOT_HOME/.pilot`, else `$HOME/.pilot`, else `.pilot` in the working directory.
+    pub fn pilot_home(&self) -> PathBuf {
+        let base = self.get("PILOT_HOME").or_else(|| self.get("HOME")).unwrap_or(".");
+        PathBuf::from(base).join(".pilot")
+    }
+
+    /// The socket when nothing names one: `$XDG_RUNTIME_DIR/pilot.sock`, else `/tmp/pilot.sock` (spec 07 section 1).
+    pub fn default_socket(&self) -> PathBuf {
+        match self.get("XDG_RUNTIME_DIR") {
+            Some(dir) if cfg!(target_os = "linux") => PathBuf::from(dir).join("pilot.sock"),
+            _ => PathBuf::from("/tmp/pilot.sock"),
+        }
+    }
+}
