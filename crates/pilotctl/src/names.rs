@@ -2,9 +2,8 @@
 
 use crate::error::CliError;
 use crate::output::Ctx;
+use pilot_ipc::Client;
 use pilot_proto::{Addr, NodeId};
-use serde_json::Value;
-use std::fmt::Display;
 
 /// A peer as the user named it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,27 +27,18 @@ impl Peer {
         Some(Peer { typed: text.to_owned(), addr })
     }
 
-    /// Resolves what was typed to an address; `by_hostname` asks the daemon (`resolve_hostname`) and is called only
-    /// for a hostname.
-    pub async fn resolve<E: Display>(
-        ctx: &Ctx,
-        text: &str,
-        by_hostname: impl AsyncFnOnce(&str) -> Result<Value, E>,
-    ) -> Result<Peer, CliError> {
+    /// Resolves what was typed to an address; asks the daemon only for a hostname.
+    pub async fn resolve(ctx: &Ctx, client: &Client, text: &str) -> Result<Peer, CliError> {
         let peer = match Peer::literal(text) {
             Some(peer) => return Ok(peer),
-            None => Peer::by_hostname(text, by_hostname).await?,
+            None => Peer::by_hostname(client, text).await?,
         };
         ctx.note(&format!("resolved {text:?} → {}", peer.addr));
         Ok(peer)
     }
 
     /// As [`Peer::resolve`], for commands that speak of node numbers.
-    pub async fn resolve_node<E: Display>(
-        ctx: &Ctx,
-        text: &str,
-        by_hostname: impl AsyncFnOnce(&str) -> Result<Value, E>,
-    ) -> Result<NodeId, CliError> {
+    pub async fn resolve_node(ctx: &Ctx, client: &Client, text: &str) -> Result<NodeId, CliError> {
         let peer = match Peer::literal(text) {
             Some(peer) => {
                 if text.contains(':') {
@@ -57,7 +47,7 @@ impl Peer {
                 peer
             }
             None => {
-                let peer = Peer::by_hostname(text, by_hostname).await?;
+                let peer = Peer::by_hostname(client, text).await?;
                 ctx.note(&format!("resolved {text:?} → node {}", peer.addr.node));
                 peer
             }
@@ -65,10 +55,7 @@ impl Peer {
         Ok(peer.addr.node)
     }
 
-    async fn by_hostname<E: Display>(
-        text: &str,
-        lookup: impl AsyncFnOnce(&str) -> Result<Value, E>,
-    ) -> Result<Peer, CliError> {
+    async fn by_hostname(client: &Client, text: &str) -> Result<Peer, CliError> {
         let not_found = |why: &str| {
             CliError::not_found(format!(
                 "cannot resolve {text:?} — is the hostname correct and is there mutual trust? (see: pilotctl \
@@ -76,7 +63,7 @@ impl Peer {
             ))
             .hint(why.to_owned())
         };
-        let answer = lookup(text).await.map_err(|e| not_found(&e.to_string()))?;
+        let answer = client.resolve_hostname(text).await.map_err(|e| not_found(&e.to_string()))?;
         let addr = answer["address"].as_str().and_then(|a| a.parse().ok());
         let addr = addr.or_else(|| {
             answer["node_id"].as_u64().and_then(|n| NodeId::try_from(n).ok()).map(Addr::backbone)

@@ -6,6 +6,7 @@ mod style;
 
 use crate::error::{CliError, CliResult, Exit};
 use pilot_daemon::config::{ConfigFile, Env};
+use pilot_ipc::Client;
 pub use progress::Progress;
 use serde_json::{Value, json};
 use std::cell::OnceCell;
@@ -68,6 +69,15 @@ impl Ctx {
             Some(path) => path.into(),
             None => self.env.default_socket(),
         })
+    }
+
+    /// A connection to the daemon.
+    pub async fn client(&self) -> Result<Client, CliError> {
+        let socket = self.socket()?;
+        if self.verbose {
+            self.warn(&format!("connecting to daemon socket {}", socket.display()));
+        }
+        Client::connect(&socket).await.map_err(|_| not_running(&socket))
     }
 
     /// Prints the result: the envelope in JSON mode, the text else (no trailing newline needed).
