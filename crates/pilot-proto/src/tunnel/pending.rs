@@ -1,0 +1,77 @@
+//! Packets that wait for a session (spec 02 section 12).
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Packets per peer.
+pub const MAX_PACKETS: usize = 64;
+/// Peers with waiting packets.
+pub const MAX_PEERS: usize = 256;
+/// Age of the oldest packet at which the whole queue is dropped.
+pub const MAX_AGE: Duration = Duration::from_secs(120);
+/// Plaintexts a salvage ring holds.
+const SALVAGE: usize = 4;
+/// Age from which a salvaged plaintext is worthless.
+const SALVAGE_AGE: Duration = Duration::from_secs(5);
+
+/// One peer's waiting packets, oldest first.
+#[derive(Debug, Default)]
+pub struct Queue {
+    packets: VecDeque<Vec<u8>>,
+    since: Option<Instant>,
+}
+
+impl Queue {
+    /// Appends a packet. False: full; the new packet is the one refused, because the head of the queue is what
+    /// opens the conversation.
+    pub fn push(&mut self, packet: Vec<u8>, now: Instant) -> bool {
+        if self.packets.len() >= MAX_PACKETS {
+            return false;
+        }
+        self.since.get_or_insert(now);
+        self.packets.push_back(packet);
+        true
+    }
+
+    /// Nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    /// When the queue is too old to be of use.
+    pub fn expires(&self) -> Option<Instant> {
+        self.since.map(|since| since + MAX_AGE)
+    }
+
+    /// Empties the queue.
+    pub fn take(&mut self) -> VecDeque<Vec<u8>> {
+        self.since = None;
+        std::mem::take(&mut self.packets)
+    }
+}
+
+/// The last packets sent under a session, to be sent again if the peer turns out to have lost it. Stream packets
+/// repair themselves and stay out.
+#[derive(Debug, Default)]
+pub struct Salvage {
+    packets: VecDeque<(Instant, Vec<u8>)>,
+}
+
+impl Salvage {
+    /// Remembers a sent packet.
+    pub fn push(&mut self, packet: &[u8], now: Instant) {
+        if self.packets.len() >= SALVAGE {
+            self.packets.pop_front();
+        }
+        self.packets.push_back((now, packet.to_vec()));
+    }
+
+    /// The packets young enough to be worth repeating.
+    pub fn take(&mut self, now: Instant) -> Vec<Vec<u8>> {
+        self.packets
+            .drain(..)
+            .filter(|(sent, _)| now.saturating_duration_since(*sent) <= SALVAGE_AGE)
+            .map(|(_, packet)| packet)
+            .collect()
+    }
+}
