@@ -1,6 +1,16 @@
 //! The command table. A command is one [`Spec`] in one of these modules; nothing else knows its name.
 
 mod about;
+mod directory;
+mod envelope;
+mod listing;
+mod message;
+mod network;
+mod reach;
+mod registry;
+mod status;
+mod text;
+mod trust;
 
 use crate::args::{Spec, Tier};
 use crate::error::CliError;
@@ -9,7 +19,14 @@ use crate::error::CliError;
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Every command, in the order of the help text.
-const TABLE: &[&[Spec]] = &[about::COMMANDS];
+const TABLE: &[&[Spec]] = &[
+    about::COMMANDS,
+    status::COMMANDS,
+    directory::COMMANDS,
+    trust::COMMANDS,
+    network::COMMANDS,
+    envelope::COMMANDS,
+];
 
 /// Every command.
 pub fn all() -> impl Iterator<Item = &'static Spec> {

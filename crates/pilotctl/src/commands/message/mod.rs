@@ -1,0 +1,3 @@
+//! Messages through the data exchange.
+
+pub mod reply;
