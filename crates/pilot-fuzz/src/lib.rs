@@ -1,0 +1,20 @@
+//! Fuzz targets: one function for every place where bytes from outside enter.
+//!
+//! `cargo fuzz run TARGET` (in `fuzz/`) explores; the corpora in `fuzz/corpus/TARGET/` are replayed by the
+//! normal tests of this crate. A target panics when it finds a bug and returns otherwise.
+
+mod wire;
+
+/// A fuzz target: its name (also the name of its corpus) and what it does with one input.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const TARGETS: &[Target] =
+    &[("address", wire::address), ("packet", wire::packet), ("frame", wire::frame), ("beacon", wire::beacon)];
+
+/// Runs one input through a target.
+pub fn run(name: &str, input: &[u8]) {
+    let (_, target) =
+        TARGETS.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("no fuzz target {name}"));
+    target(input);
+}
