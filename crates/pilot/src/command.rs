@@ -1,0 +1,83 @@
+//! What handles and tasks ask of the driver.
+
+use crate::listener::Incoming;
+use crate::stream::Stream;
+use bytes::Bytes;
+use pilot_proto::crypto::Identity;
+use pilot_proto::engine::{Counters, PeerStatus, Route, SendError};
+use pilot_proto::stream::{ConnId, ConnStatus, DialError};
+use pilot_proto::{Addr, NodeId};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::{mpsc, oneshot};
+
+/// Number of a dial in flight, for cancelling it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DialToken(pub(crate) u64);
+
+pub(crate) enum Command {
+    Dial {
+        to: Addr,
+        port: u16,
+        token: DialToken,
+        reply: oneshot::Sender<Result<Stream, DialError>>,
+    },
+    CancelDial(DialToken),
+    Listen {
+        port: u16,
+        reply: oneshot::Sender<Option<mpsc::Receiver<Incoming>>>,
+    },
+    Unlisten(u16),
+    Write(ConnId, Bytes),
+    Consumed(ConnId, usize),
+    /// The reading half is gone: discard what arrives.
+    Discard(ConnId),
+    Finish(ConnId),
+    Close(ConnId),
+    Abort(ConnId),
+    /// The last handle of the connection is gone.
+    Release(ConnId),
+    SendDatagram {
+        to: Addr,
+        port: u16,
+        payload: Bytes,
+        reply: oneshot::Sender<Result<(), SendError>>,
+    },
+    PeerKey(NodeId, Option<[u8; 32]>),
+    Route(NodeId, Result<Route, String>),
+    Identity(Arc<Identity>, NodeId),
+    Beacon(Option<SocketAddr>),
+    Public(bool),
+    Trusted(NodeId, bool),
+    Admit(NodeId, Instant),
+    ReplyWindow(NodeId),
+    Forget(NodeId),
+    Status(oneshot::Sender<EngineStatus>),
+    /// Close everything in order, then stop; answered when stopped.
+    Shutdown(Option<oneshot::Sender<()>>),
+}
+
+/// A snapshot of the engine.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct EngineStatus {
+    pub(crate) peers: Vec<PeerStatus>,
+    pub(crate) connections: Vec<ConnStatus>,
+    pub(crate) counters: Counters,
+    pub(crate) ports: usize,
+}
+
+/// The way to the driver. Unbounded as a channel, bounded by its users: writes hold credit, reads are limited by
+/// the window, everything else waits for its answer or is rare.
+pub(crate) type Commands = mpsc::UnboundedSender<Command>;
+
+/// What the driver passes on to the control task.
+#[derive(Debug)]
+pub(crate) enum Control {
+    NeedKey(NodeId),
+    NeedRoute(NodeId),
+    Knock(NodeId),
+    Notified,
+    Observed(SocketAddr),
+    KeyProven(NodeId, [u8; 32]),
+}

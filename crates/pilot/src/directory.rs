@@ -1,0 +1,248 @@
+//! What the registry knows about others: keys, routes, names. Bounded caches; equal questions are asked once.
+
+use crate::command::Command;
+use crate::lock;
+use crate::registry::RegistryError;
+use crate::shared::Shared;
+use pilot_proto::NodeId;
+use pilot_proto::crypto::unbase64;
+use pilot_proto::engine::Route;
+use pilot_proto::registry::challenge;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::sync::OnceCell;
+
+/// Entries of each cache.
+const MAX_ENTRIES: usize = 4096;
+/// How long a route is good.
+const ROUTE_FRESH: Duration = Duration::from_secs(60);
+/// How long a route serves when the registry cannot be asked.
+const ROUTE_FALLBACK: Duration = Duration::from_secs(3600);
+/// How long a name is good (spec 07 section 12).
+const NAME_FRESH: Duration = Duration::from_secs(60);
+/// How long the registry's word on trust admits a node, and how long it is not asked again.
+const ADMISSION: Duration = Duration::from_secs(60);
+/// Least time between two questions about the same knocking node.
+const KNOCK_PAUSE: Duration = Duration::from_secs(2);
+/// Addresses of one node tried directly, at most.
+const MAX_DIRECT: usize = 8;
+
+/// A map whose entries give way by age when it is full.
+#[derive(Debug)]
+struct Cache<K, V>(HashMap<K, (Instant, V)>);
+
+impl<K, V> Default for Cache<K, V> {
+    fn default() -> Self {
+        Cache(HashMap::new())
+    }
+}
+
+impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
+    fn get(&self, key: &K, age: Duration) -> Option<V> {
+        self.0.get(key).filter(|(at, _)| at.elapsed() < age).map(|(_, value)| value.clone())
+    }
+
+    fn put(&mut self, key: K, value: V, longest: Duration) {
+        if self.0.len() >= MAX_ENTRIES && !self.0.contains_key(&key) {
+            self.0.retain(|_, (at, _)| at.elapsed() < longest);
+            if self.0.len() >= MAX_ENTRIES
+                && let Some(oldest) = self.0.iter().min_by_key(|(_, (at, _))| *at).map(|(k, _)| k.clone())
+            {
+                self.0.remove(&oldest);
+            }
+        }
+        self.0.insert(key, (Instant::now(), value));
+    }
+}
+
+type Answer = Result<Value, RegistryError>;
+type InFlight = Mutex<HashMap<(&'static str, NodeId), Arc<OnceCell<Answer>>>>;
+
+#[derive(Debug, Default)]
+pub(crate) struct Directory {
+    routes: Mutex<Cache<NodeId, Route>>,
+    names: Mutex<Cache<String, Value>>,
+    knocks: Mutex<Cache<NodeId, bool>>,
+    asking: InFlight,
+}
+
+impl Directory {
+    /// Forgets the way to a node.
+    pub(crate) fn forget(&self, node: NodeId) {
+        lock(&self.routes).0.remove(&node);
+        lock(&self.knocks).0.remove(&node);
+    }
+
+    pub(crate) fn forget_name(&self, name: &str) {
+        lock(&self.names).0.remove(name);
+    }
+}
+
+impl Shared {
+    /// Asks once for all who want the same at the same time.
+    async fn ask_once(&self, kind: &'static str, node: NodeId, request: impl FnOnce() -> Value) -> Answer {
+        let cell = {
+            let mut asking = lock(&self.directory.asking);
+            if asking.len() >= MAX_ENTRIES {
+                // Left behind by askers that gave up.
+                asking.retain(|_, cell| Arc::strong_count(cell) > 1);
+            }
+            asking.entry((kind, node)).or_default().clone()
+        };
+        let answer = cell.get_or_init(|| self.registry.request(request())).await.clone();
+        let mut asking = lock(&self.directory.asking);
+        if asking.get(&(kind, node)).is_some_and(|current| Arc::ptr_eq(current, &cell)) {
+            asking.remove(&(kind, node));
+        }
+        answer
+    }
+
+    /// The registry's record of a node.
+    pub(crate) async fn lookup(&self, node: NodeId) -> Answer {
+        self.ask_once("lookup", node, || json!({"type": "lookup", "node_id": node})).await
+    }
+
+    /// The key the registry has for a node.
+    pub(crate) async fn peer_key(&self, node: NodeId) -> Option<[u8; 32]> {
+        let record = self.lookup(node).await.ok()?;
+        unbase64(record["public_key"].as_str()?)
+    }
+
+    /// Answers the engine's question for a key.
+    pub(crate) async fn answer_key(&self, node: NodeId) {
+        let key = self.peer_key(node).await;
+        self.command(Command::PeerKey(node, key));
+    }
+
+    /// Answers the engine's question for a route.
+    pub(crate) async fn answer_route(&self, node: NodeId) {
+        let route = self.route(node).await;
+        self.command(Command::Route(node, route));
+    }
+
+    async fn route(&self, node: NodeId) -> Result<Route, String> {
+        if let Some(route) = lock(&self.directory.routes).get(&node, ROUTE_FRESH) {
+            return Ok(route);
+        }
+        let answer = self
+            .ask_once("resolve", node, || {
+                let (requester, identity) = self.state(|s| (s.node, s.identity.clone()));
+                json!({
+                    "type": "resolve",
+                    "node_id": node,
+                    "requester_id": requester,
+                    "signature": identity.sign_text(&challenge::pair("resolve", requester, node)),
+                })
+            })
+            .await;
+        let error = match answer {
+            Ok(answer) => match self.read_route(node, &answer).await {
+                Ok(route) => {
+                    lock(&self.directory.routes).put(node, route.clone(), ROUTE_FALLBACK);
+                    return Ok(route);
+                }
+                Err(error) => return Err(error),
+            },
+            Err(error) => error,
+        };
+        // A refusal is an answer; only when there was none is the last one better than nothing.
+        if !matches!(error, RegistryError::Refused(_))
+            && let Some(route) = lock(&self.directory.routes).get(&node, ROUTE_FALLBACK)
+        {
+            return Ok(route);
+        }
+        Err(error.to_string())
+    }
+
+    async fn read_route(&self, node: NodeId, answer: &Value) -> Result<Route, String> {
+        if self.config.relay_only || answer["relay_only"] == true {
+            return Ok(Route { direct: Vec::new(), relay_only: true });
+        }
+        let Some(real) = answer["real_addr"].as_str().filter(|a| !a.is_empty()) else {
+            return Err(format!("node {node} has no real address"));
+        };
+        let mut direct = Vec::new();
+        let mut add = |at: SocketAddr| {
+            let ours = at.is_ipv4() || self.bound.is_ipv6();
+            if ours && at.port() != 0 && direct.len() < MAX_DIRECT && !direct.contains(&at) {
+                direct.push(at);
+            }
+        };
+        let real: Option<SocketAddr> = match real.parse() {
+            Ok(at) => Some(at),
+            Err(_) => tokio::net::lookup_host(real).await.ok().and_then(|mut all| all.next()),
+        };
+        if !real.is_some_and(|at| at.ip().is_loopback()) {
+            let own = crate::platform::lan_ips();
+            for lan in answer["lan_addrs"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+                if let Ok(at) = lan.parse::<SocketAddr>()
+                    && let IpAddr::V4(ip) = at.ip()
+                    && own.iter().any(|o| o.octets()[..3] == ip.octets()[..3])
+                {
+                    add(at);
+                }
+            }
+        }
+        real.into_iter().for_each(&mut add);
+        Ok(Route { direct, relay_only: false })
+    }
+
+    /// The registry's record of a name (`resolve_hostname_ok`).
+    pub(crate) async fn name(&self, hostname: &str) -> Answer {
+        if let Some(answer) = lock(&self.directory.names).get(&hostname.to_owned(), NAME_FRESH) {
+            return Ok(answer);
+        }
+        let (own, identity) = self.state(|s| (s.node, s.identity.clone()));
+        // References send the name alone; a registry that keeps names from strangers needs to know who asks.
+        let request = json!({
+            "type": "resolve_hostname",
+            "hostname": hostname,
+            "requester_id": own,
+            "signature": identity.sign_text(&challenge::own("resolve_hostname", own)),
+        });
+        let answer = self.registry.request(request).await?;
+        if answer["node_id"].as_u64() != Some(u64::from(own)) {
+            lock(&self.directory.names).put(hostname.to_owned(), answer.clone(), NAME_FRESH);
+        }
+        Ok(answer)
+    }
+
+    /// An untrusted node knocks: lets it in if the registry vouches for it.
+    pub(crate) async fn answer_knock(&self, node: NodeId) {
+        {
+            let mut knocks = lock(&self.directory.knocks);
+            if knocks.get(&node, KNOCK_PAUSE).is_some() {
+                return;
+            }
+            knocks.put(node, false, KNOCK_PAUSE);
+        }
+        let own = self.node();
+        let request = json!({"type": "check_trust", "node_id": own, "peer_id": node});
+        if let Ok(answer) = self.registry.request(request).await
+            && answer["trusted"] == true
+        {
+            self.command(Command::Admit(node, Instant::now() + ADMISSION));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_cache_loses_its_oldest_entry() {
+        let mut cache = Cache::default();
+        for i in 0..=MAX_ENTRIES {
+            cache.put(i, i, ROUTE_FALLBACK);
+        }
+        assert_eq!(cache.0.len(), MAX_ENTRIES);
+        assert_eq!(cache.get(&0, ROUTE_FALLBACK), None);
+        assert_eq!(cache.get(&MAX_ENTRIES, ROUTE_FALLBACK), Some(MAX_ENTRIES));
+        assert_eq!(cache.get(&1, Duration::ZERO), None);
+    }
+}

@@ -1,0 +1,519 @@
+//! The task that owns the engine and the UDP socket.
+//!
+//! Nothing on a packet's way takes a lock or allocates per packet: datagrams are received in batches into fixed
+//! buffers, opened in place, and sent from one transmit buffer. Everybody else talks to this task by messages.
+
+use crate::command::{Command, Control, DialToken, EngineStatus};
+use crate::listener::{BACKLOG, Incoming};
+use crate::node::{Datagram, NodeEvent};
+use crate::socket::{Sent, Socket};
+use crate::stream::{Ends, Link, Stream};
+use bytes::Bytes;
+use pilot_proto::Addr;
+use pilot_proto::engine::{Engine, Event, Output, Transmit};
+use pilot_proto::stream::{CloseReason, ConnId, DialError, StreamEvent};
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+/// Receive batches handled before anything else gets its turn.
+const RECEIVES: usize = 4;
+/// Commands handled per turn.
+const COMMANDS: usize = 256;
+/// Outputs of the engine handled per turn.
+const OUTPUTS: usize = 256;
+/// Bytes handed to the application and not yet consumed, per stream; beyond it they wait in the engine, where
+/// they count against the window.
+const READ_CREDIT: usize = 1024 * 1024;
+/// Time streams get to say goodbye when the node stops.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// The driver's side of a stream.
+struct Conn {
+    link: Arc<Link>,
+    /// `None` once the reader has everything, or is gone.
+    received: Option<mpsc::UnboundedSender<Bytes>>,
+    /// Bytes the application has and has not consumed.
+    held: usize,
+    /// No bytes will follow those the engine still has.
+    ended: bool,
+    /// Written, but the engine had no room. At most [`crate::stream::WRITE_CREDIT`] bytes.
+    unsent: VecDeque<Bytes>,
+    /// What to do once `unsent` is empty.
+    finish: bool,
+    close: bool,
+    /// The engine is done with it.
+    closed: bool,
+    /// No handle is left.
+    released: bool,
+}
+
+struct Dialling {
+    token: DialToken,
+    to: Addr,
+    port: u16,
+    reply: oneshot::Sender<Result<Stream, DialError>>,
+}
+
+/// Where the driver's messages go.
+pub(crate) struct Outlets {
+    pub(crate) control: mpsc::Sender<Control>,
+    pub(crate) datagrams: broadcast::Sender<Datagram>,
+    pub(crate) events: broadcast::Sender<NodeEvent>,
+}
+
+pub(crate) struct Driver {
+    engine: Engine,
+    socket: Socket,
+    commands: mpsc::UnboundedReceiver<Command>,
+    /// For the handles of new streams; weak, so that the channel ends with its users.
+    commander: mpsc::WeakUnboundedSender<Command>,
+    outlets: Outlets,
+    conns: HashMap<ConnId, Conn>,
+    dialling: HashMap<ConnId, Dialling>,
+    listeners: HashMap<u16, mpsc::Sender<Incoming>>,
+    buffer: Vec<u8>,
+    /// A transmit the kernel had no room for, in `buffer`, and how much of it is sent.
+    blocked: Option<(Transmit, usize)>,
+    deadline: Option<Instant>,
+    accept_queue_drops: u64,
+    stopping: Option<(Instant, Vec<oneshot::Sender<()>>)>,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        engine: Engine,
+        socket: Socket,
+        commands: mpsc::UnboundedReceiver<Command>,
+        commander: mpsc::WeakUnboundedSender<Command>,
+        outlets: Outlets,
+    ) -> Driver {
+        Driver {
+            engine,
+            socket,
+            commands,
+            commander,
+            outlets,
+            conns: HashMap::new(),
+            dialling: HashMap::new(),
+            listeners: HashMap::new(),
+            buffer: Vec::with_capacity(65_536),
+            blocked: None,
+            deadline: None,
+            accept_queue_drops: 0,
+            stopping: None,
+        }
+    }
+
+    /// Runs until told to stop.
+    pub(crate) async fn run(mut self) {
+        let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
+        loop {
+            let mut busy = self.receive();
+            for _ in 0..COMMANDS {
+                match self.commands.try_recv() {
+                    Ok(command) => self.command(Instant::now(), command),
+                    Err(_) => break,
+                }
+            }
+            let now = Instant::now();
+            if self.deadline.is_some_and(|at| at <= now) {
+                self.engine.handle_timeout(now);
+            }
+            busy |= self.transmit();
+            if let Some((until, replies)) = &mut self.stopping
+                && (self.conns.values().all(|c| c.closed) || *until <= now)
+            {
+                for reply in replies.drain(..) {
+                    let _ = reply.send(());
+                }
+                self.abandon();
+                return;
+            }
+            if busy {
+                // Others on this runtime thread get a turn, too.
+                tokio::task::coop::consume_budget().await;
+                continue;
+            }
+            let deadline = match (&self.stopping, self.deadline) {
+                (Some((until, _)), Some(at)) => Some((*until).min(at)),
+                (Some((until, _)), None) => Some(*until),
+                (None, at) => at,
+            };
+            if let Some(at) = deadline {
+                timer.as_mut().reset(at.into());
+            }
+            let Driver { socket, commands, blocked, .. } = &mut self;
+            let command = poll_fn(|cx| {
+                if let Poll::Ready(command) = commands.poll_recv(cx) {
+                    return Poll::Ready(command);
+                }
+                if socket.poll_readable(cx).is_ready()
+                    || (blocked.is_some() && socket.poll_writable(cx).is_ready())
+                    || (deadline.is_some() && timer.as_mut().poll(cx).is_ready())
+                {
+                    return Poll::Ready(None);
+                }
+                Poll::Pending
+            })
+            .await;
+            if let Some(command) = command {
+                self.command(Instant::now(), command);
+            }
+        }
+    }
+
+    /// Takes what the socket has; true: perhaps there is more.
+    fn receive(&mut self) -> bool {
+        for _ in 0..RECEIVES {
+            if !self.socket.receive() {
+                return false;
+            }
+            let now = Instant::now();
+            let engine = &mut self.engine;
+            self.socket.for_each(|from, datagram| engine.handle_datagram(now, from, datagram));
+        }
+        true
+    }
+
+    /// Does what the engine wants; true: there is more.
+    fn transmit(&mut self) -> bool {
+        if let Some((transmit, done)) = self.blocked.take()
+            && !self.send(transmit, done)
+        {
+            return false;
+        }
+        for _ in 0..OUTPUTS {
+            let now = Instant::now();
+            match self.engine.poll_output(now, &mut self.buffer) {
+                Output::Transmit(transmit) => {
+                    if !self.send(transmit, 0) {
+                        return false;
+                    }
+                }
+                Output::Event(event) => self.event(now, event),
+                Output::Timeout(at) => {
+                    self.deadline = at;
+                    return at.is_some_and(|at| at <= now);
+                }
+            }
+        }
+        true
+    }
+
+    /// Sends the buffer from `done` on; false: the kernel has no room.
+    fn send(&mut self, transmit: Transmit, done: usize) -> bool {
+        let Some(bytes) = self.buffer.get(done..transmit.len) else { return true };
+        match self.socket.send(transmit.to, bytes, transmit.segment_size) {
+            Sent::Done | Sent::Dropped => {}
+            Sent::Blocked(more) => {
+                self.blocked = Some((transmit, done + more));
+                return false;
+            }
+            Sent::Unreachable => {
+                let now = Instant::now();
+                match self.socket.unreachable() {
+                    None => self.engine.handle_unreachable(now, transmit.to),
+                    Some(first) => {
+                        self.engine.handle_unreachable(now, first);
+                        while let Some(next) = self.socket.unreachable() {
+                            self.engine.handle_unreachable(now, next);
+                        }
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    fn command(&mut self, now: Instant, command: Command) {
+        match command {
+            Command::Write(id, data) => {
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.unsent.push_back(data);
+                    if conn.unsent.len() == 1 {
+                        self.flush(now, id);
+                    }
+                }
+            }
+            Command::Consumed(id, bytes) => {
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.held = conn.held.saturating_sub(bytes);
+                    self.engine.consumed(now, id, bytes);
+                    self.pull(now, id);
+                }
+            }
+            Command::Discard(id) => {
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.received = None;
+                    let held = std::mem::take(&mut conn.held);
+                    if held > 0 {
+                        self.engine.consumed(now, id, held);
+                    }
+                    self.pull(now, id);
+                }
+            }
+            Command::Finish(id) => self.end(now, id, |conn| conn.finish = true),
+            Command::Close(id) => self.end(now, id, |conn| conn.close = true),
+            Command::Abort(id) => self.engine.abort(now, id),
+            Command::Release(id) => self.end(now, id, |conn| {
+                conn.close = true;
+                conn.released = true;
+            }),
+            Command::Dial { to, port, token, reply } => match self.engine.dial(now, to, port) {
+                Ok(id) => {
+                    self.dialling.insert(id, Dialling { token, to, port, reply });
+                }
+                Err(error) => {
+                    let _ = reply.send(Err(error));
+                }
+            },
+            Command::CancelDial(token) => {
+                if let Some((&id, _)) = self.dialling.iter().find(|(_, d)| d.token == token) {
+                    self.dialling.remove(&id);
+                    self.engine.abort(now, id);
+                }
+            }
+            Command::Listen { port, reply } => {
+                let incoming = (self.stopping.is_none() && self.engine.listen(port)).then(|| {
+                    let (tx, rx) = mpsc::channel(BACKLOG);
+                    self.listeners.insert(port, tx);
+                    rx
+                });
+                let _ = reply.send(incoming);
+            }
+            Command::Unlisten(port) => {
+                self.listeners.remove(&port);
+                self.engine.unlisten(port);
+            }
+            Command::SendDatagram { to, port, payload, reply } => {
+                let _ = reply.send(self.engine.send_datagram(now, to, port, &payload));
+            }
+            Command::PeerKey(node, key) => self.engine.set_peer_key(now, node, key),
+            Command::Route(node, route) => self.engine.set_route(now, node, route),
+            Command::Identity(identity, node) => self.engine.set_identity(now, identity, node),
+            Command::Beacon(beacon) => self.engine.set_beacon(now, beacon),
+            Command::Public(public) => self.engine.set_public(public),
+            Command::Trusted(node, trusted) => self.engine.set_trusted(node, trusted),
+            Command::Admit(node, until) => self.engine.admit(node, until),
+            Command::ReplyWindow(node) => self.engine.open_reply_window(now, node),
+            Command::Forget(node) => self.engine.forget_peer(now, node),
+            Command::Status(reply) => {
+                let mut counters = self.engine.counters();
+                counters.accept_queue_drops += self.accept_queue_drops;
+                let _ = reply.send(EngineStatus {
+                    peers: self.engine.peers(),
+                    connections: self.engine.connections(),
+                    counters,
+                    ports: self.engine.ports(),
+                });
+            }
+            Command::Shutdown(reply) => {
+                let (_, replies) = self.stopping.get_or_insert_with(|| (now + GOODBYE, Vec::new()));
+                replies.extend(reply);
+                self.listeners.clear();
+                let ids: Vec<ConnId> = self.conns.keys().copied().collect();
+                for id in ids {
+                    self.end(now, id, |conn| conn.close = true);
+                }
+            }
+        }
+    }
+
+    /// Marks a stream as ending by `how`, and ends it as soon as what was written is with the engine.
+    fn end(&mut self, now: Instant, id: ConnId, how: impl FnOnce(&mut Conn)) {
+        if let Some(conn) = self.conns.get_mut(&id) {
+            how(conn);
+            if conn.closed && conn.released {
+                self.conns.remove(&id);
+            } else {
+                self.flush(now, id);
+            }
+        }
+    }
+
+    /// Hands written bytes to the engine while it has room.
+    fn flush(&mut self, now: Instant, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        while let Some(data) = conn.unsent.pop_front() {
+            let len = data.len();
+            match self.engine.write(now, id, data) {
+                Ok(rest) => {
+                    conn.link.credit.add_permits(len - rest.len());
+                    if !rest.is_empty() {
+                        conn.unsent.push_front(rest);
+                        return;
+                    }
+                }
+                Err(reason) => {
+                    let _ = conn.link.reason.set(reason);
+                    conn.link.credit.close();
+                    conn.unsent.clear();
+                }
+            }
+        }
+        if conn.closed {
+            return;
+        }
+        if std::mem::take(&mut conn.finish) {
+            self.engine.finish(now, id);
+        }
+        if std::mem::take(&mut conn.close) {
+            conn.link.credit.close();
+            self.engine.close(now, id);
+        }
+    }
+
+    /// Hands received bytes to the application while it keeps up.
+    fn pull(&mut self, now: Instant, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        // What a closed stream still has is bounded by its window and no longer waits for anyone.
+        while conn.held < READ_CREDIT || conn.closed {
+            let Some(bytes) = self.engine.read(id) else {
+                if conn.ended || conn.closed {
+                    conn.received = None;
+                }
+                return;
+            };
+            let len = bytes.len();
+            match conn.received.as_ref().map(|r| r.send(bytes)) {
+                Some(Ok(())) => conn.held += len,
+                _ => self.engine.consumed(now, id, len),
+            }
+        }
+    }
+
+    fn event(&mut self, now: Instant, event: Event) {
+        match event {
+            Event::Stream(event) => self.stream_event(now, event),
+            Event::Datagram { src, src_port, dst_port, payload } => {
+                // Without a subscriber there is nobody to tell.
+                let _ = self.outlets.datagrams.send(Datagram { src, src_port, dst_port, payload });
+            }
+            Event::Publish(name, data) => {
+                let _ = self.outlets.events.send(NodeEvent { name, data });
+            }
+            Event::NeedKey(node) => {
+                if self.outlets.control.try_send(Control::NeedKey(node)).is_err() {
+                    self.engine.set_peer_key(now, node, None);
+                }
+            }
+            Event::NeedRoute(node) => {
+                if self.outlets.control.try_send(Control::NeedRoute(node)).is_err() {
+                    self.engine.set_route(now, node, Err("too many requests to the registry".into()));
+                }
+            }
+            // The rest is advice; under overload it is dropped and comes again.
+            Event::Knock { node, .. } => drop(self.outlets.control.try_send(Control::Knock(node))),
+            Event::Notified => drop(self.outlets.control.try_send(Control::Notified)),
+            Event::Observed(at) => drop(self.outlets.control.try_send(Control::Observed(at))),
+            Event::PeerKeyProven { node, key } => {
+                drop(self.outlets.control.try_send(Control::KeyProven(node, key)));
+            }
+            Event::TunnelEstablished { .. } | Event::Pong { .. } => {}
+        }
+    }
+
+    fn stream_event(&mut self, now: Instant, event: StreamEvent) {
+        match event {
+            StreamEvent::Connected(id) => {
+                let Some(dial) = self.dialling.remove(&id) else { return };
+                let local_port = self.local_port(id);
+                if let Some(stream) = self.adopt(id, local_port, dial.to, dial.port) {
+                    // If the dialler has gone meanwhile, the stream's drop closes it.
+                    let _ = dial.reply.send(Ok(stream));
+                }
+            }
+            StreamEvent::DialFailed(id, error) => {
+                if let Some(dial) = self.dialling.remove(&id) {
+                    let _ = dial.reply.send(Err(error));
+                }
+            }
+            StreamEvent::Incoming { conn, port, remote, remote_port, .. } => {
+                let room = self.listeners.get(&port).cloned().map(mpsc::Sender::try_reserve_owned);
+                let Some(Ok(permit)) = room else {
+                    if let Some(Err(mpsc::error::TrySendError::Full(_))) = room {
+                        self.accept_queue_drops += 1;
+                        let data = serde_json::json!({
+                            "port": port,
+                            "src_addr": remote.to_string(),
+                            "src_port": remote_port,
+                            "drops_total": self.accept_queue_drops,
+                        });
+                        let _ = self.outlets.events.send(NodeEvent { name: "conn.accept_queue_full", data });
+                    }
+                    self.engine.abort(now, conn);
+                    return;
+                };
+                if let Some(stream) = self.adopt(conn, port, remote, remote_port) {
+                    permit.send(stream);
+                }
+            }
+            StreamEvent::Readable(id) => self.pull(now, id),
+            StreamEvent::Writable(id) => self.flush(now, id),
+            StreamEvent::EndOfStream(id) => {
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.ended = true;
+                    self.pull(now, id);
+                }
+            }
+            StreamEvent::Closed(id, reason) => {
+                if let Some(dial) = self.dialling.remove(&id) {
+                    let _ = dial.reply.send(Err(DialError::Cancelled));
+                }
+                let Some(conn) = self.conns.get_mut(&id) else { return };
+                let _ = conn.link.reason.set(reason);
+                conn.link.credit.close();
+                conn.unsent.clear();
+                conn.closed = true;
+                self.pull(now, id);
+                if self.conns.get(&id).is_some_and(|conn| conn.released) {
+                    self.conns.remove(&id);
+                }
+            }
+        }
+    }
+
+    fn local_port(&self, id: ConnId) -> u16 {
+        self.engine.connections().iter().find(|c| c.id == id.0).map_or(0, |c| c.local_port)
+    }
+
+    /// A handle for a connection of the engine; `None` if the node is going away.
+    fn adopt(&mut self, id: ConnId, local_port: u16, remote: Addr, remote_port: u16) -> Option<Stream> {
+        let commands = self.commander.upgrade()?;
+        let (tx, rx) = mpsc::unbounded_channel();
+        let link = Link::new();
+        self.conns.insert(
+            id,
+            Conn {
+                link: link.clone(),
+                received: Some(tx),
+                held: 0,
+                ended: false,
+                unsent: VecDeque::new(),
+                finish: false,
+                close: false,
+                closed: false,
+                released: false,
+            },
+        );
+        let half_close = self.engine.half_close(id);
+        let ends = Ends { id, local_port, remote, remote_port, half_close };
+        Some(Stream::new(ends, link, commands, rx))
+    }
+
+    /// The node has stopped: whoever waits for a stream learns it.
+    fn abandon(&mut self) {
+        for (_, conn) in self.conns.drain() {
+            let _ = conn.link.reason.set(CloseReason::Aborted);
+            conn.link.credit.close();
+        }
+        for (_, dial) in self.dialling.drain() {
+            let _ = dial.reply.send(Err(DialError::Cancelled));
+        }
+    }
+}

@@ -1,0 +1,637 @@
+//! The public face of a node.
+
+use crate::command::{Command, Control, DialToken};
+use crate::config::{NodeConfig, StartError, split_host_port};
+use crate::driver::{Driver, Outlets};
+use crate::listener::Listener;
+use crate::presence::near;
+use crate::registry::{Client, RegistryError};
+use crate::shared::{Parts, Shared};
+use crate::socket::Socket;
+use crate::stream::Stream;
+use crate::trust::{ApproveOutcome, HandshakeSent, PendingRequest, TrustState, TrustWait, TrustedPeer};
+use crate::{identity, random};
+use bytes::Bytes;
+use pilot_proto::crypto::Identity;
+use pilot_proto::engine::{Config, Counters, Engine, PeerStatus, SendError};
+use pilot_proto::registry::challenge;
+use pilot_proto::stream::{ConnStatus, DialError};
+use pilot_proto::{Addr, NodeId};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, broadcast, mpsc};
+use tokio::time::timeout;
+
+/// Datagrams and events kept for a slow subscriber.
+const BROADCAST: usize = 1024;
+/// Questions of the engine that wait for the control task.
+const CONTROL: usize = 1024;
+/// Questions answered at the same time.
+const ANSWERING: usize = 64;
+/// UDP port of a beacon that nobody named.
+const BEACON_PORT: u16 = 9001;
+/// Wait for the beacon's view of our socket before registering: beacon on this host or network, or elsewhere.
+const DISCOVER: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(1));
+/// Pauses between attempts to reach the registry at start.
+const START_PAUSES: [Duration; 4] = [
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+];
+/// Largest stream payload towards this host (bytes): a UDP datagram of 64 KiB less all headers.
+const LOOPBACK_PAYLOAD: usize = 61_440;
+/// Time the engine gets for the streams' goodbyes, and a little.
+const SHUTDOWN: Duration = Duration::from_millis(1200);
+
+/// A running node. Cheap to clone; the last clone's drop stops it.
+#[derive(Debug, Clone)]
+pub struct Node {
+    shared: Arc<Shared>,
+    _running: Arc<Running>,
+}
+
+/// Stops the node when the last handle is gone.
+#[derive(Debug)]
+struct Running(Arc<Shared>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.stop.send_replace(true);
+        self.0.command(Command::Shutdown(None));
+    }
+}
+
+/// An event for logs, webhooks and subscribers.
+#[derive(Debug, Clone)]
+pub struct NodeEvent {
+    /// Name, e.g. `conn.established`.
+    pub name: &'static str,
+    /// Fields.
+    pub data: Value,
+}
+
+/// A received datagram.
+#[derive(Debug, Clone)]
+pub struct Datagram {
+    /// Address of the sender, as its tunnel proves.
+    pub src: Addr,
+    /// Port of the sender.
+    pub src_port: u16,
+    /// Port it was sent to.
+    pub dst_port: u16,
+    /// Never empty.
+    pub payload: Bytes,
+}
+
+/// What a node knows about itself.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct NodeStatus {
+    pub node_id: NodeId,
+    pub address: Addr,
+    /// The name the registry accepted; empty: none.
+    pub hostname: String,
+    pub email: String,
+    pub public_key: [u8; 32],
+    pub identity_persisted: bool,
+    pub public: bool,
+    /// Where the registry tells others to find this node.
+    pub endpoint: String,
+    pub beacon_addr: String,
+    pub registry_addr: String,
+    pub encrypt: bool,
+    pub uptime: Duration,
+    pub peers: Vec<PeerStatus>,
+    pub connections: Vec<ConnStatus>,
+    pub counters: Counters,
+    /// Bound listeners.
+    pub ports: usize,
+    pub handshake_pending: usize,
+    /// Another machine runs this identity now; this node has stopped registering.
+    pub superseded: bool,
+    /// Registry answers heartbeats.
+    pub registry_ok: bool,
+    /// Problems a user should know (a refused hostname, changed keys), newest last, bounded.
+    pub warnings: Vec<String>,
+}
+
+fn secret<const N: usize>() -> Result<[u8; N], StartError> {
+    let mut out = [0; N];
+    random(&mut out).map_err(StartError::Identity)?;
+    Ok(out)
+}
+
+async fn resolve_host(address: &str) -> Result<SocketAddr, String> {
+    let mut all = tokio::net::lookup_host(address).await.map_err(|e| format!("beacon {address}: {e}"))?;
+    let first = all.next();
+    // The tunnel socket is IPv4 by default; take an address it can reach if there is one.
+    first
+        .filter(SocketAddr::is_ipv4)
+        .or_else(|| all.find(SocketAddr::is_ipv4))
+        .or(first)
+        .ok_or_else(|| format!("beacon {address}: no address"))
+}
+
+impl Node {
+    /// Binds, registers, starts. Returns when the node is registered.
+    ///
+    /// # Errors
+    /// The identity file, a setting, the UDP port or the registry; the text names the cause. A registry that
+    /// cannot be reached is tried for about 8 s.
+    pub async fn start(config: NodeConfig) -> Result<Node, StartError> {
+        for beacon in &config.beacons {
+            split_host_port(beacon).map_err(|e| StartError::Config(format!("beacon: {e}")))?;
+        }
+        if let Some(endpoint) = &config.endpoint {
+            split_host_port(endpoint).map_err(|e| StartError::Config(format!("endpoint: {e}")))?;
+        }
+        let registry =
+            Client::new(&config.registry, config.registry_tls.as_ref()).map_err(StartError::Config)?;
+        let identity = match &config.identity_path {
+            Some(path) => identity::load_or_create(path),
+            None => identity::generate(),
+        };
+        let identity = Arc::new(identity.map_err(StartError::Identity)?);
+        let bind_error = |error| StartError::Bind { addr: config.listen, error };
+        let socket = Socket::bind(config.listen).map_err(bind_error)?;
+        let bound = socket.local_addr().map_err(bind_error)?;
+        let trust = TrustState::load(&config, identity.clone());
+        let instance = secret::<8>()?.iter().map(|b| format!("{b:02x}")).collect();
+
+        // The engine runs before the node has a number, so that the beacon's answer comes to this very socket.
+        let engine = Engine::new(
+            Config {
+                tunnel_secret: secret()?,
+                rng_seed: secret()?,
+                encrypt: config.encrypt,
+                allow_anonymous: Vec::new(),
+                public: config.public,
+                strict_dataplane_trust: config.strict_dataplane_trust,
+                relay_only: config.relay_only,
+                loopback_payload: LOOPBACK_PAYLOAD,
+                idle_timeout: config.idle_timeout,
+                keepalive: config.keepalive,
+                max_conns_per_port: config.max_conns_per_port,
+                max_conns_total: config.max_conns_total,
+                syn_rate_limit: config.syn_rate_limit,
+                max_segments: socket.max_segments(),
+            },
+            identity.clone(),
+            0,
+            Instant::now(),
+        );
+        let (commands, asked) = mpsc::unbounded_channel();
+        let (control, mut questions) = mpsc::channel(CONTROL);
+        let (events, _) = broadcast::channel(BROADCAST);
+        let (datagrams, _) = broadcast::channel(BROADCAST);
+        let outlets = Outlets { control, datagrams: datagrams.clone(), events: events.clone() };
+        let driver = Driver::new(engine, socket, asked, commands.downgrade(), outlets);
+        let shared = Arc::new(Shared::new(Parts {
+            config,
+            commands,
+            registry,
+            trust,
+            events,
+            datagrams,
+            identity,
+            bound,
+            instance,
+        }));
+        // From here on every way out stops the driver.
+        let node = Node { shared: shared.clone(), _running: Arc::new(Running(shared.clone())) };
+        tokio::spawn(driver.run());
+
+        let (connected, beacon) = tokio::join!(node.reach_registry(), node.discover(&mut questions));
+        connected?;
+        let refused = |e: RegistryError| match e {
+            RegistryError::Refused(text) | RegistryError::Unreachable(text) => StartError::Register(text),
+            RegistryError::TimedOut => {
+                StartError::Register("call timed out, connection likely half-open".into())
+            }
+        };
+        shared.register().await.map_err(refused)?;
+        tokio::join!(shared.announce(false), node.settle_beacon(beacon));
+        if let Some(listener) = node.listen(crate::handshake::PORT).await {
+            shared.spawn(shared.clone().serve_handshakes(listener));
+        }
+        shared.spawn(shared.clone().answer(questions));
+        shared.spawn(shared.clone().keep_registered());
+        shared.spawn(shared.clone().keep_subscribed());
+        shared.spawn(shared.clone().keep_polling());
+        shared.spawn(shared.clone().keep_saving());
+        let (address, endpoint, id) = shared.state(|s| (s.address, s.endpoint.clone(), s.node));
+        tracing::info!(node = id, %address, %endpoint, "registered");
+        shared.publish("node.registered", json!({"address": address.to_string(), "endpoint": endpoint}));
+        shared.publish(
+            "agent.registered",
+            json!({"address": address.to_string(), "endpoint": endpoint, "node_id": id}),
+        );
+        Ok(node)
+    }
+
+    async fn reach_registry(&self) -> Result<(), StartError> {
+        let mut pauses = START_PAUSES.iter();
+        loop {
+            let error = match self.shared.registry.warm_up().await {
+                Ok(()) => return Ok(()),
+                Err(RegistryError::Refused(text) | RegistryError::Unreachable(text)) => text,
+                Err(RegistryError::TimedOut) => "dial timed out".into(),
+            };
+            // A wrong certificate does not become right by waiting.
+            let hopeless = error.contains("certificate");
+            match pauses.next() {
+                Some(pause) if !hopeless => {
+                    tracing::debug!(%error, "registry not reached yet");
+                    tokio::time::sleep(*pause).await;
+                }
+                _ => return Err(StartError::Register(error)),
+            }
+        }
+    }
+
+    /// Asks the first beacon that answers how it sees our socket. `None`: none is configured.
+    async fn discover(&self, questions: &mut mpsc::Receiver<Control>) -> Option<SocketAddr> {
+        let mut first = None;
+        for name in &self.shared.config.beacons {
+            let beacon = match resolve_host(name).await {
+                Ok(beacon) => beacon,
+                Err(error) => {
+                    self.shared.warn(error);
+                    continue;
+                }
+            };
+            first.get_or_insert((beacon, name));
+            self.shared.command(Command::Beacon(Some(beacon)));
+            let limit = if near(beacon) { DISCOVER.0 } else { DISCOVER.1 };
+            let answer = async {
+                while let Some(question) = questions.recv().await {
+                    if let Control::Observed(at) = question {
+                        return Some(at);
+                    }
+                }
+                None
+            };
+            if let Ok(Some(at)) = timeout(limit, answer).await {
+                self.shared.state(|s| {
+                    s.observed = Some(at);
+                    s.beacon.clone_from(name);
+                });
+                return Some(beacon);
+            }
+            self.shared.warn(format!("beacon {name} does not answer"));
+        }
+        let (beacon, name) = first?;
+        self.shared.state(|s| s.beacon.clone_from(name));
+        Some(beacon)
+    }
+
+    /// Tells the engine its beacon, now that the node has a number; the registry's own if none was configured.
+    async fn settle_beacon(&self, configured: Option<SocketAddr>) {
+        let beacon = match configured {
+            Some(beacon) => Some(beacon),
+            None if !self.shared.config.beacons.is_empty() => None,
+            None => {
+                let port = self.shared.registry.features().beacon_port.unwrap_or(BEACON_PORT);
+                let host = self.shared.registry.host();
+                let name = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+                let found = resolve_host(&name).await;
+                self.shared.state(|s| s.beacon = name);
+                found.map_err(|error| self.shared.warn(error)).ok()
+            }
+        };
+        self.shared.command(Command::Beacon(beacon));
+    }
+
+    /// This node's number.
+    pub fn node_id(&self) -> NodeId {
+        self.shared.node()
+    }
+
+    /// This node's backbone address.
+    pub fn address(&self) -> Addr {
+        self.shared.state(|s| s.address)
+    }
+
+    /// The key in force.
+    pub fn identity(&self) -> Arc<Identity> {
+        self.shared.identity()
+    }
+
+    /// A snapshot.
+    pub async fn status(&self) -> NodeStatus {
+        let engine = self.shared.engine_status().await;
+        let handshake_pending = self.shared.trust.pending_count();
+        let config = &self.shared.config;
+        let uptime = self.shared.started.elapsed();
+        self.shared.state(|s| NodeStatus {
+            node_id: s.node,
+            address: s.address,
+            hostname: s.hostname.clone(),
+            email: config.email.clone().unwrap_or_default(),
+            public_key: *s.identity.public_key(),
+            identity_persisted: config.identity_path.is_some(),
+            public: s.public,
+            endpoint: s.endpoint.clone(),
+            beacon_addr: s.beacon.clone(),
+            registry_addr: config.registry.clone(),
+            encrypt: config.encrypt,
+            uptime,
+            peers: engine.peers,
+            connections: engine.connections,
+            counters: engine.counters,
+            ports: engine.ports,
+            handshake_pending,
+            superseded: s.superseded,
+            registry_ok: s.registry_ok,
+            warnings: s.warnings.iter().cloned().collect(),
+        })
+    }
+
+    // ---- streams -----------------------------------------------------------------------------------------
+
+    /// Opens a stream. Dropping the future gives the dial up.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    pub async fn dial(&self, to: Addr, port: u16) -> Result<Stream, DialError> {
+        dial(&self.shared, to, port).await
+    }
+
+    /// Binds a port. `None`: it is already bound.
+    pub async fn listen(&self, port: u16) -> Option<Listener> {
+        let incoming = self.shared.ask(|reply| Command::Listen { port, reply }).await.flatten()?;
+        Some(Listener::new(port, incoming, self.shared.commands.clone()))
+    }
+
+    // ---- datagrams ---------------------------------------------------------------------------------------
+
+    /// Sends one datagram, unacknowledged. `Ok` means that it is on its way or waits for the key exchange.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn send_datagram(&self, to: Addr, port: u16, payload: Bytes) -> Result<(), SendError> {
+        let asked = self.shared.ask(|reply| Command::SendDatagram { to, port, payload, reply }).await;
+        asked.unwrap_or_else(|| {
+            Err(SendError::Resolve { node: to.node, reason: "this node has stopped".into() })
+        })
+    }
+
+    /// Every datagram that passed the gates; every subscriber sees all of them.
+    pub fn datagrams(&self) -> broadcast::Receiver<Datagram> {
+        self.shared.datagrams.subscribe()
+    }
+
+    /// Every event from now on.
+    pub fn events(&self) -> broadcast::Receiver<NodeEvent> {
+        self.shared.events.subscribe()
+    }
+
+    /// Publishes an event of a service.
+    pub fn publish(&self, name: &'static str, data: Value) {
+        self.shared.publish(name, data);
+    }
+
+    // ---- directory ---------------------------------------------------------------------------------------
+
+    /// The registry's object for a name (`resolve_hostname_ok`), cached 60 s as spec 07 section 12 says.
+    ///
+    /// # Errors
+    /// The registry's, passed on. The same for every registry request below.
+    pub async fn resolve_hostname(&self, hostname: &str) -> Result<Value, RegistryError> {
+        self.shared.name(hostname).await
+    }
+
+    /// The registry's record of a node (`lookup_ok`).
+    pub async fn lookup(&self, node: NodeId) -> Result<Value, RegistryError> {
+        let record = self.shared.lookup(node).await?;
+        if node == self.node_id() {
+            self.shared.own_record(&record);
+        }
+        Ok(record)
+    }
+
+    /// A request about this node itself, signed over `<type>:<node_id>`.
+    async fn own_request(&self, kind: &str, mut fields: Value) -> Result<Value, RegistryError> {
+        let (node, identity) = self.shared.state(|s| (s.node, s.identity.clone()));
+        fields["type"] = kind.into();
+        fields["node_id"] = node.into();
+        fields["signature"] = identity.sign_text(&challenge::own(kind, node)).into();
+        self.shared.registry.request(fields).await
+    }
+
+    /// Takes a name, or gives it back if `hostname` is empty.
+    pub async fn set_hostname(&self, hostname: &str) -> Result<Value, RegistryError> {
+        let answer = self.own_request("set_hostname", json!({"hostname": hostname})).await?;
+        let old = self.shared.state(|s| {
+            s.wanted_hostname = Some(hostname.to_owned()).filter(|h| !h.is_empty());
+            s.warnings.retain(|w| !w.starts_with("hostname "));
+            std::mem::replace(&mut s.hostname, hostname.to_owned())
+        });
+        self.shared.directory.forget_name(&old);
+        self.shared.directory.forget_name(hostname);
+        Ok(answer)
+    }
+
+    /// Extension: a hidden name resolves only for trusted requesters.
+    pub async fn set_hidden(&self, hidden: bool) -> Result<Value, RegistryError> {
+        if !self.shared.registry.features().hidden {
+            return Err(RegistryError::Refused("this registry cannot hide names".into()));
+        }
+        let (node, identity) = self.shared.state(|s| (s.node, s.identity.clone()));
+        let signature = identity.sign_text(&format!("set_hidden:{node}:{}", u8::from(hidden)));
+        let request =
+            json!({"type": "set_hidden", "node_id": node, "hidden": hidden, "signature": signature});
+        self.shared.registry.request(request).await
+    }
+
+    /// Replaces the tags.
+    pub async fn set_tags(&self, tags: &[String]) -> Result<Value, RegistryError> {
+        let answer = self.own_request("set_tags", json!({"tags": tags})).await?;
+        self.shared.state(|s| s.tags = tags.to_vec());
+        Ok(answer)
+    }
+
+    /// Opens or closes this node to strangers.
+    pub async fn set_public(&self, public: bool) -> Result<Value, RegistryError> {
+        let answer = self.own_request("set_visibility", json!({"public": public})).await?;
+        self.shared.state(|s| s.public = public);
+        self.shared.command(Command::Public(public));
+        Ok(answer)
+    }
+
+    /// Removes this node's record; the next heartbeat brings it back.
+    pub async fn deregister(&self) -> Result<Value, RegistryError> {
+        self.own_request("deregister", json!({})).await
+    }
+
+    /// New identity key: registry first, then memory, then file (spec 02 section 16).
+    pub async fn rotate_key(&self) -> Result<Value, RegistryError> {
+        let fresh = Arc::new(identity::generate().map_err(RegistryError::Unreachable)?);
+        let (node, current) = self.shared.state(|s| (s.node, s.identity.clone()));
+        let key = fresh.public_key_base64();
+        let request = json!({
+            "type": "rotate_key",
+            "node_id": node,
+            "new_public_key": key,
+            "signature": current.sign_text(&challenge::rotate(node, &key)),
+        });
+        let answer = match self.shared.registry.request(request).await {
+            Ok(answer) => answer,
+            Err(RegistryError::Refused(text)) => return Err(RegistryError::Refused(text)),
+            // No answer: it may have been done all the same. The registry's record tells.
+            Err(error) => match self.shared.lookup(node).await {
+                Ok(record) if record["public_key"] == key.as_str() => json!({
+                    "type": "rotate_key_ok",
+                    "node_id": node,
+                    "address": record["address"],
+                    "public_key": key,
+                }),
+                _ => return Err(error),
+            },
+        };
+        self.shared.state(|s| s.identity = fresh.clone());
+        self.shared.command(Command::Identity(fresh.clone(), node));
+        self.shared.trust_identity(node, fresh.clone());
+        if let Some(path) = self.shared.config.identity_path.clone() {
+            let saved = tokio::task::spawn_blocking({
+                let (path, fresh) = (path.clone(), fresh.clone());
+                move || identity::save(&path, &fresh)
+            });
+            if let Err(error) = saved.await.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
+                self.shared.warn(format!(
+                    "the new key could not be saved to {}: {error}; rotate again before restarting, or this \
+                     identity is lost",
+                    path.display()
+                ));
+            }
+        }
+        self.shared.publish("key.rotated", json!({"node_id": node, "public_key": key}));
+        Ok(answer)
+    }
+
+    /// Any registry request, passed through; `type` is in `request`. Used for network commands.
+    pub async fn registry_request(&self, request: Value) -> Result<Value, RegistryError> {
+        let kind = request["type"].as_str().unwrap_or_default().to_owned();
+        let answer = self.shared.registry.request(request).await?;
+        if matches!(&kind[..], "join_network" | "leave_network" | "respond_invite")
+            && let Ok(record) = self.shared.lookup(self.node_id()).await
+        {
+            self.shared.own_record(&record);
+        }
+        Ok(answer)
+    }
+
+    // ---- trust -------------------------------------------------------------------------------------------
+
+    /// Whether this node trusts `node`.
+    pub fn is_trusted(&self, node: NodeId) -> bool {
+        self.shared.trust.is_trusted(node)
+    }
+
+    /// Asks a node for trust, directly or through the registry; `Err` if both failed. Returns when the request
+    /// is sent, not when it is answered.
+    pub async fn handshake(&self, node: NodeId, justification: &str) -> Result<HandshakeSent, String> {
+        self.shared.handshake(node, justification).await
+    }
+
+    /// Grants a waiting request.
+    pub async fn approve(&self, node: NodeId) -> Result<ApproveOutcome, String> {
+        self.shared.approve(node).await
+    }
+
+    /// Refuses a waiting request; false: none waited.
+    pub async fn reject(&self, node: NodeId, reason: &str) -> Result<bool, String> {
+        self.shared.reject(node, reason).await
+    }
+
+    /// Ends trust in a node and tells it.
+    pub async fn revoke(&self, node: NodeId) -> Result<(), String> {
+        self.shared.revoke(node)
+    }
+
+    /// Requests that wait for a decision.
+    pub async fn pending(&self) -> Vec<PendingRequest> {
+        self.shared.trust.pending()
+    }
+
+    /// Trusted peers.
+    pub async fn trusted(&self) -> Vec<TrustedPeer> {
+        self.shared.trust.trusted()
+    }
+
+    /// Waits until `node` is trusted, refuses, or the time is up.
+    pub async fn wait_for_trust(&self, node: NodeId, timeout: Duration) -> TrustWait {
+        self.shared.wait_for_trust(node, timeout).await
+    }
+
+    /// Fetches relayed requests and answers from the registry now (at most once per 2 s).
+    pub async fn poll_handshakes(&self) {
+        self.shared.poll_handshakes_on_demand().await;
+    }
+
+    /// Closes streams with FIN, saves trust, stops. Takes about a second at most.
+    pub async fn shutdown(&self) {
+        let status = self.shared.engine_status().await;
+        self.shared.publish(
+            "daemon.shutting_down",
+            json!({
+                "open_connections": status.connections.len(),
+                "known_peers": status.peers.len(),
+                "uptime_seconds": self.shared.started.elapsed().as_secs(),
+            }),
+        );
+        let _ = timeout(SHUTDOWN, self.shared.ask(|reply| Command::Shutdown(Some(reply)))).await;
+        self.shared.stop.send_replace(true);
+        self.shared.save_trust().await;
+    }
+}
+
+/// As [`Node::dial`], for tasks of the node.
+pub(crate) async fn dial(shared: &Shared, to: Addr, port: u16) -> Result<Stream, DialError> {
+    /// Gives the dial up if its future is dropped.
+    struct Pending<'a>(&'a Shared, DialToken, bool);
+    impl Drop for Pending<'_> {
+        fn drop(&mut self) {
+            if !self.2 {
+                self.0.command(Command::CancelDial(self.1));
+            }
+        }
+    }
+    static TOKENS: AtomicU64 = AtomicU64::new(0);
+    let token = DialToken(TOKENS.fetch_add(1, Ordering::Relaxed));
+    let mut pending = Pending(shared, token, false);
+    let answer = shared.ask(|reply| Command::Dial { to, port, token, reply }).await;
+    pending.2 = true;
+    answer.unwrap_or(Err(DialError::Cancelled))
+}
+
+impl Shared {
+    /// Answers the engine's questions, several at a time.
+    async fn answer(self: Arc<Self>, mut questions: mpsc::Receiver<Control>) {
+        let room = Arc::new(Semaphore::new(ANSWERING));
+        while let Some(question) = questions.recv().await {
+            match question {
+                Control::Observed(at) => self.observed(at),
+                Control::Notified => self.poll_on_notice(),
+                Control::KeyProven(node, key) => self.trust_key_known(node, key),
+                Control::NeedKey(_) | Control::NeedRoute(_) | Control::Knock(_) => {
+                    let Ok(permit) = room.clone().acquire_owned().await else { return };
+                    let shared = self.clone();
+                    self.spawn(async move {
+                        let _permit = permit;
+                        match question {
+                            Control::NeedKey(node) => shared.answer_key(node).await,
+                            Control::NeedRoute(node) => shared.answer_route(node).await,
+                            Control::Knock(node) => shared.answer_knock(node).await,
+                            _ => {}
+                        }
+                    });
+                }
+            }
+        }
+    }
+}

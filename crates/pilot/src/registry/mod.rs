@@ -1,0 +1,57 @@
+//! The registry as a node sees it.
+
+mod client;
+mod frame;
+pub(crate) mod push;
+mod tls;
+
+pub(crate) use client::Client;
+
+use serde_json::Value;
+
+/// A registry's answer or why there is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RegistryError {
+    /// The registry answered with an error; its text.
+    #[error("registry: {0}")]
+    Refused(String),
+    /// No connection, or it broke.
+    #[error("registry: {0}")]
+    Unreachable(String),
+    /// No answer in time.
+    #[error("registry: call timed out, connection likely half-open")]
+    TimedOut,
+}
+
+/// What `register_ok` says the registry can do beyond the reference (docs/extensions.md).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Features {
+    pub(crate) push: bool,
+    pub(crate) handshake_ack: bool,
+    pub(crate) instance: bool,
+    pub(crate) hidden: bool,
+    /// Name of the store; survives restarts.
+    pub(crate) registry_id: Option<String>,
+    /// The registry's clock minus ours, seconds.
+    pub(crate) clock_offset: i64,
+    pub(crate) beacon_port: Option<u16>,
+}
+
+impl Features {
+    /// Of a `register_ok`, received at `now_unix`.
+    pub(crate) fn of(answer: &Value, now_unix: u64) -> Features {
+        let named: Vec<&str> =
+            answer["features"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let has = |name| named.contains(&name);
+        let now = i64::try_from(now_unix).unwrap_or(i64::MAX);
+        Features {
+            push: has("push"),
+            handshake_ack: has("handshake_ack"),
+            instance: has("instance"),
+            hidden: has("hidden"),
+            registry_id: answer["registry_id"].as_str().filter(|s| s.len() <= 64).map(str::to_owned),
+            clock_offset: answer["time"].as_i64().map_or(0, |time| time.saturating_sub(now)),
+            beacon_port: answer["beacon_port"].as_u64().and_then(|p| u16::try_from(p).ok()).filter(|&p| p != 0),
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The node's UDP socket: batched, offloaded, non-blocking.
+
+use crate::platform;
+use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::task::{Context, Poll, ready};
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+
+/// Receive and send buffer asked of the kernel, bytes.
+const KERNEL_BUFFER: usize = 8 * 1024 * 1024;
+/// Receive buffers: one `recvmmsg` fills up to this many.
+const BATCH: usize = 16;
+/// Bytes of each: one coalesced run of datagrams, or the largest single one.
+const BUFFER: usize = 65_535;
+/// Most datagrams in one send. More gain nothing and 64 is the kernel's limit.
+const MAX_SEGMENTS: usize = 64;
+/// Most bytes in one send: the largest UDP payload over IPv4.
+const MAX_SEND: usize = 65_507;
+
+pub(crate) struct Socket {
+    io: UdpSocket,
+    state: UdpSocketState,
+    buffers: Box<[u8]>,
+    meta: [RecvMeta; BATCH],
+    filled: usize,
+}
+
+/// What became of a send.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Sent {
+    Done,
+    /// The kernel's buffer is full; the first `n` bytes are sent.
+    Blocked(usize),
+    /// The host or network cannot be reached.
+    Unreachable,
+    /// Refused for another reason; like a lost datagram.
+    Dropped,
+}
+
+impl Socket {
+    pub(crate) fn bind(listen: SocketAddr) -> io::Result<Socket> {
+        let io = std::net::UdpSocket::bind(listen)?;
+        io.set_nonblocking(true)?;
+        platform::grow_buffers(io.as_fd(), KERNEL_BUFFER);
+        let io = UdpSocket::from_std(io)?;
+        let state = UdpSocketState::new(UdpSockRef::from(&io))?;
+        // Without it the kernel keeps "port unreachable" to itself and a dead address costs its full timeout.
+        if let Err(error) = state.enable_transport_errors(UdpSockRef::from(&io)) {
+            tracing::debug!(%error, "no ICMP errors from the UDP socket");
+        }
+        let buffers = vec![0; BATCH * BUFFER].into_boxed_slice();
+        Ok(Socket { io, state, buffers, meta: [RecvMeta::default(); BATCH], filled: 0 })
+    }
+
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.io.local_addr()
+    }
+
+    /// Datagrams of equal size one send can take.
+    pub(crate) fn max_segments(&self) -> usize {
+        self.state.max_gso_segments().clamp(1, MAX_SEGMENTS)
+    }
+
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io.poll_recv_ready(cx)
+    }
+
+    pub(crate) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        // An error shows at the next send.
+        let _ = ready!(self.io.poll_send_ready(cx));
+        Poll::Ready(())
+    }
+
+    /// Fills the buffers from the kernel; false: nothing there.
+    pub(crate) fn receive(&mut self) -> bool {
+        self.filled = 0;
+        let (state, io, meta) = (&self.state, &self.io, &mut self.meta);
+        let mut chunks = self.buffers.chunks_exact_mut(BUFFER);
+        let mut slices: [IoSliceMut<'_>; BATCH] =
+            std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
+        match io.try_io(Interest::READABLE, || state.recv(UdpSockRef::from(io), &mut slices, meta)) {
+            Ok(n) => {
+                self.filled = n;
+                true
+            }
+            // Anything else (a pending ICMP error) is reported once and gone; try again.
+            Err(e) => e.kind() != io::ErrorKind::WouldBlock,
+        }
+    }
+
+    /// Hands every received datagram to `f`, in order.
+    pub(crate) fn for_each(&mut self, mut f: impl FnMut(SocketAddr, &mut [u8])) {
+        for (buffer, meta) in self.buffers.chunks_exact_mut(BUFFER).zip(&self.meta[..self.filled]) {
+            let stride = meta.stride.max(1);
+            for datagram in buffer[..meta.len].chunks_mut(stride) {
+                f(meta.addr, datagram);
+            }
+        }
+        self.filled = 0;
+    }
+
+    /// The next address an ICMP error named as unreachable.
+    pub(crate) fn unreachable(&self) -> Option<SocketAddr> {
+        for _ in 0..64 {
+            let error = self.state.recv_transport_error(UdpSockRef::from(&self.io)).ok()??;
+            if matches!(error.payload, quinn_udp::TransportErrorPayload::Unreachable) && error.addr.is_some() {
+                return error.addr;
+            }
+        }
+        None
+    }
+
+    /// Sends one datagram, or several of `segment` bytes each (the last may be shorter).
+    pub(crate) fn send(&self, to: SocketAddr, bytes: &[u8], segment: Option<usize>) -> Sent {
+        let segment = segment.filter(|&s| s > 0 && s < bytes.len());
+        let mut done = 0;
+        while done < bytes.len() {
+            let segments = self.max_segments();
+            let take = match segment {
+                Some(size) => (size * segments.min(MAX_SEND / size).max(1)).min(bytes.len() - done),
+                None => bytes.len(),
+            };
+            let part = &bytes[done..done + take];
+            let transmit = Transmit {
+                destination: to,
+                ecn: None,
+                contents: part,
+                segment_size: segment.filter(|&s| s < part.len()),
+                src_ip: None,
+            };
+            let mut retried = false;
+            loop {
+                let sent = self.io.try_io(Interest::WRITABLE, || {
+                    self.state.try_send(UdpSockRef::from(&self.io), &transmit)
+                });
+                let Err(error) = sent else {
+                    done += take;
+                    break;
+                };
+                if error.kind() == io::ErrorKind::WouldBlock {
+                    return Sent::Blocked(done);
+                }
+                if self.max_segments() < segments {
+                    // The network card refused offloading; the socket layer has switched it off. Cut anew.
+                    break;
+                }
+                if !retried {
+                    // It may be the ICMP error of an earlier datagram, which the kernel reports once.
+                    retried = true;
+                    continue;
+                }
+                tracing::debug!(%to, %error, bytes = take, "datagram not sent");
+                return match error.kind() {
+                    io::ErrorKind::HostUnreachable
+                    | io::ErrorKind::NetworkUnreachable
+                    | io::ErrorKind::ConnectionRefused => Sent::Unreachable,
+                    _ => Sent::Dropped,
+                };
+            }
+        }
+        Sent::Done
+    }
+}
+
+impl std::fmt::Debug for Socket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Socket({:?})", self.io)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+
+    #[tokio::test]
+    async fn a_batch_arrives_datagram_by_datagram() {
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let (a, mut b) = (Socket::bind(any).unwrap(), Socket::bind(any).unwrap());
+        let bytes: Vec<u8> = (0..70_500u32).map(|i| i as u8).collect();
+        assert_eq!(a.send(b.local_addr().unwrap(), &bytes, Some(1000)), Sent::Done);
+        let mut got: Vec<Vec<u8>> = Vec::new();
+        while got.len() < 71 {
+            poll_fn(|cx| b.poll_readable(cx)).await.unwrap();
+            if b.receive() {
+                b.for_each(|from, d| {
+                    assert_eq!(from, a.local_addr().unwrap());
+                    got.push(d.to_vec());
+                });
+            }
+        }
+        assert_eq!(got.iter().map(Vec::len).collect::<Vec<_>>(), [vec![1000; 70], vec![500]].concat());
+        assert_eq!(got.concat(), bytes);
+    }
+
+    #[tokio::test]
+    async fn the_largest_datagram_arrives_whole() {
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let (a, mut b) = (Socket::bind(any).unwrap(), Socket::bind(any).unwrap());
+        assert_eq!(a.send(b.local_addr().unwrap(), &vec![7; 65_507], None), Sent::Done);
+        poll_fn(|cx| b.poll_readable(cx)).await.unwrap();
+        assert!(b.receive());
+        let mut sizes = Vec::new();
+        b.for_each(|_, d| sizes.push(d.len()));
+        assert_eq!(sizes, [65_507]);
+    }
+}

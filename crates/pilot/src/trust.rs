@@ -1,0 +1,382 @@
+//! Drives the trust state machine: carries out its actions, keeps `trust.json`, wakes waiters.
+
+use crate::command::Command;
+use crate::config::NodeConfig;
+use crate::shared::Shared;
+use crate::{identity, lock, unix_now};
+use pilot_proto::NodeId;
+use pilot_proto::crypto::Identity;
+use pilot_proto::trust::{Action, Approved, Config, Outcome, Requested, Trust};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{Notify, broadcast};
+
+/// Outcomes kept for a slow waiter; one that misses some looks at the state.
+const OUTCOMES: usize = 256;
+/// Largest `trust.json` read, bytes: far above the bounds of its lists.
+const MAX_FILE: u64 = 64 * 1024 * 1024;
+
+/// Outcome of [`crate::Node::handshake`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HandshakeSent {
+    /// The request is on its way.
+    Sent,
+    /// Both sides trust each other; nothing was sent.
+    AlreadyTrusted,
+    /// A request to that node is being sent right now.
+    InFlight,
+}
+
+/// Outcome of [`crate::Node::approve`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ApproveOutcome {
+    /// The peer is trusted now.
+    Approved,
+    /// It was before.
+    AlreadyTrusted,
+    /// No request of that node waits.
+    NothingPending,
+}
+
+/// Outcome of [`crate::Node::wait_for_trust`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TrustWait {
+    /// The peer is trusted.
+    Trusted,
+    /// The peer refused our request.
+    Rejected {
+        /// Its words; may be empty.
+        reason: String,
+    },
+    /// Neither, in the time given.
+    TimedOut,
+}
+
+/// A waiting request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingRequest {
+    /// Who asks.
+    pub node_id: NodeId,
+    /// Claimed key, base64; empty for relayed requests.
+    pub public_key: String,
+    /// Their words.
+    pub justification: String,
+    /// Unix seconds.
+    pub received_at_unix: u64,
+}
+
+/// A trusted peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrustedPeer {
+    /// Who.
+    pub node_id: NodeId,
+    /// Key the trust is bound to, base64; empty while none is known.
+    pub public_key: String,
+    /// Unix seconds.
+    pub approved_at_unix: u64,
+    /// The peer is known to trust us too.
+    pub mutual: bool,
+    /// Shared network the trust rests on; 0: none.
+    pub network: u16,
+}
+
+/// The state machine and what its driver needs.
+#[derive(Debug)]
+pub(crate) struct TrustState {
+    machine: Mutex<Trust>,
+    path: Option<PathBuf>,
+    dirty: Notify,
+    /// One save at a time, so that an older state never replaces a newer one.
+    saving: tokio::sync::Mutex<()>,
+    outcomes: broadcast::Sender<(NodeId, Outcome)>,
+    /// Network actions per peer, in order; a peer is in the map while its worker runs.
+    pub(crate) lanes: Mutex<HashMap<NodeId, VecDeque<Action>>>,
+    /// Peers a request is being sent to.
+    sending: Mutex<HashSet<NodeId>>,
+    pub(crate) polling: crate::handshake::Polling,
+    warning: Option<String>,
+}
+
+impl TrustState {
+    /// The state stored beside the identity. Nothing is active before the registry is known.
+    pub(crate) fn load(config: &NodeConfig, identity: Arc<Identity>) -> TrustState {
+        let mut machine =
+            Trust::new(Config { auto_approve: config.trust_auto_approve, ..Config::new(0, identity) });
+        let path = config.identity_path.as_ref().map(|p| p.with_file_name("trust.json"));
+        let mut warning = None;
+        if let Some(path) = &path
+            && let Some(text) = read(path)
+        {
+            match machine.load(unix_now(), &text) {
+                Ok(0) => {}
+                Ok(skipped) => {
+                    warning = Some(format!("{}: {skipped} malformed entries skipped", path.display()));
+                }
+                Err(error) => {
+                    let kept = path.with_extension("json.bad");
+                    let what = match std::fs::rename(path, &kept) {
+                        Ok(()) => format!("kept as {}", kept.display()),
+                        Err(e) => format!("it could not be moved aside ({e}) and will be replaced"),
+                    };
+                    warning = Some(format!("{}: {error}; starting without trust, {what}", path.display()));
+                }
+            }
+        }
+        // Activations are repeated when the registry is known.
+        while machine.poll_action().is_some() {}
+        TrustState {
+            machine: Mutex::new(machine),
+            path,
+            dirty: Notify::new(),
+            saving: tokio::sync::Mutex::default(),
+            outcomes: broadcast::Sender::new(OUTCOMES),
+            lanes: Mutex::default(),
+            sending: Mutex::default(),
+            polling: crate::handshake::Polling::default(),
+            warning,
+        }
+    }
+
+    pub(crate) fn is_trusted(&self, node: NodeId) -> bool {
+        lock(&self.machine).is_trusted(node)
+    }
+
+    pub(crate) fn pending_count(&self) -> usize {
+        lock(&self.machine).pending().count()
+    }
+
+    pub(crate) fn awaits_answer(&self) -> bool {
+        lock(&self.machine).awaits_answer(unix_now())
+    }
+
+    pub(crate) fn pending(&self) -> Vec<PendingRequest> {
+        let machine = lock(&self.machine);
+        let entry = |(node_id, p): (NodeId, &pilot_proto::trust::Pending)| PendingRequest {
+            node_id,
+            public_key: p.key_base64(),
+            justification: p.justification.clone(),
+            received_at_unix: p.received_at,
+        };
+        machine.pending().map(entry).collect()
+    }
+
+    pub(crate) fn trusted(&self) -> Vec<TrustedPeer> {
+        let machine = lock(&self.machine);
+        let entry = |(node_id, t): (NodeId, &pilot_proto::trust::Trusted)| TrustedPeer {
+            node_id,
+            public_key: t.key_base64(),
+            approved_at_unix: t.approved_at,
+            mutual: t.mutual,
+            network: t.network,
+        };
+        machine.trusted().map(entry).collect()
+    }
+}
+
+fn read(path: &std::path::Path) -> Option<String> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    std::fs::File::open(path).ok()?.take(MAX_FILE).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+impl Shared {
+    /// Calls the state machine, then carries out what it wants.
+    pub(crate) fn with_trust<T>(self: &Arc<Self>, f: impl FnOnce(&mut Trust) -> T) -> T {
+        let mut machine = lock(&self.trust.machine);
+        let result = f(&mut machine);
+        // Under the lock, so that commands and lanes see actions in the order the machine gave them.
+        while let Some(action) = machine.poll_action() {
+            self.act(action);
+        }
+        result
+    }
+
+    fn act(self: &Arc<Self>, action: Action) {
+        match action {
+            Action::SetTrusted(node, trusted) => self.command(Command::Trusted(node, trusted)),
+            Action::Publish(name, data) => self.publish(name, data),
+            Action::Save => self.trust.dirty.notify_one(),
+            Action::Wake(node, outcome) => drop(self.trust.outcomes.send((node, outcome))),
+            Action::KeyChanged { node, pinned, shown } => {
+                let text = pilot_proto::crypto::base64;
+                self.warn(format!(
+                    "node {node} shows another key than the one trusted ({} now, {} before); trust has ended; \
+                     if the change is expected, shake hands again",
+                    text(shown),
+                    text(pinned)
+                ));
+            }
+            Action::Deliver(ref delivery) => self.enqueue(delivery.node, action),
+            Action::ReportTrust(node)
+            | Action::RevokeTrust(node)
+            | Action::BackfillKey(node)
+            | Action::TearDown(node) => self.enqueue(node, action),
+        }
+    }
+
+    fn enqueue(self: &Arc<Self>, node: NodeId, action: Action) {
+        let mut lanes = lock(&self.trust.lanes);
+        match lanes.get_mut(&node) {
+            Some(lane) => lane.push_back(action),
+            None => {
+                lanes.insert(node, VecDeque::from([action]));
+                self.spawn(self.clone().work(node));
+            }
+        }
+    }
+
+    /// The node is registered as `node` with the registry `name`: its trust records count.
+    pub(crate) fn trust_registered(self: &Arc<Self>, node: NodeId, identity: Arc<Identity>, name: &str) {
+        if let Some(warning) = &self.trust.warning {
+            self.warn(warning.clone());
+        }
+        self.with_trust(|trust| {
+            trust.set_identity(node, identity);
+            trust.set_registry(name);
+        });
+        for node in self.trusted_nodes() {
+            self.command(Command::Trusted(node, true));
+        }
+    }
+
+    pub(crate) fn trust_identity(self: &Arc<Self>, node: NodeId, identity: Arc<Identity>) {
+        self.with_trust(|trust| trust.set_identity(node, identity));
+    }
+
+    pub(crate) fn trusted_nodes(&self) -> Vec<NodeId> {
+        lock(&self.trust.machine).trusted().map(|(node, _)| node).collect()
+    }
+
+    pub(crate) fn trust_key_known(self: &Arc<Self>, node: NodeId, key: [u8; 32]) {
+        self.with_trust(|trust| trust.peer_key_known(node, &key));
+    }
+
+    pub(crate) fn trust_revoked_at_registry(self: &Arc<Self>, peer: NodeId) {
+        self.directory.forget(peer);
+        self.with_trust(|trust| trust.revoked_at_registry(peer));
+    }
+
+    // ---- what the user decides ---------------------------------------------------------------------------
+
+    pub(crate) async fn handshake(
+        self: &Arc<Self>,
+        node: NodeId,
+        justification: &str,
+    ) -> Result<HandshakeSent, String> {
+        if node == self.node() {
+            return Ok(HandshakeSent::AlreadyTrusted);
+        }
+        /// Takes the node off the list when the request is sent or given up.
+        struct Sending<'a>(&'a Mutex<HashSet<NodeId>>, NodeId);
+        impl Drop for Sending<'_> {
+            fn drop(&mut self) {
+                lock(self.0).remove(&self.1);
+            }
+        }
+        if !lock(&self.trust.sending).insert(node) {
+            return Ok(HandshakeSent::InFlight);
+        }
+        let _sending = Sending(&self.trust.sending, node);
+        let requested = self.with_trust(|trust| trust.request(unix_now(), node, justification));
+        let delivery = match requested {
+            Requested::AlreadyTrusted => return Ok(HandshakeSent::AlreadyTrusted),
+            Requested::Send(delivery) => delivery,
+        };
+        // A revoke that is still under way must arrive first.
+        self.lane_idle(node).await;
+        self.command(Command::ReplyWindow(node));
+        self.deliver(delivery).await?;
+        self.trust.polling.request_sent();
+        Ok(HandshakeSent::Sent)
+    }
+
+    pub(crate) async fn approve(self: &Arc<Self>, node: NodeId) -> Result<ApproveOutcome, String> {
+        let outcome = self.with_trust(|trust| trust.approve(unix_now(), node));
+        let outcome = match outcome {
+            // Perhaps the request waits at the registry.
+            Approved::NothingPending => {
+                self.poll_handshakes_on_demand().await;
+                self.with_trust(|trust| trust.approve(unix_now(), node))
+            }
+            outcome => outcome,
+        };
+        match outcome {
+            Approved::Approved => Ok(ApproveOutcome::Approved),
+            Approved::AlreadyTrusted => Ok(ApproveOutcome::AlreadyTrusted),
+            Approved::NothingPending => Ok(ApproveOutcome::NothingPending),
+            Approved::Full => Err(format!(
+                "too many trusted peers (max {}); untrust some first",
+                pilot_proto::trust::MAX_TRUSTED
+            )),
+        }
+    }
+
+    pub(crate) async fn reject(self: &Arc<Self>, node: NodeId, reason: &str) -> Result<bool, String> {
+        if self.with_trust(|trust| trust.reject(unix_now(), node, reason)) {
+            return Ok(true);
+        }
+        self.poll_handshakes_on_demand().await;
+        Ok(self.with_trust(|trust| trust.reject(unix_now(), node, reason)))
+    }
+
+    pub(crate) fn revoke(self: &Arc<Self>, node: NodeId) -> Result<(), String> {
+        self.with_trust(|trust| trust.revoke(unix_now(), node)).map_err(|e| e.to_string())
+    }
+
+    pub(crate) async fn wait_for_trust(self: &Arc<Self>, node: NodeId, limit: Duration) -> TrustWait {
+        let mut outcomes = self.trust.outcomes.subscribe();
+        let waiting = async {
+            loop {
+                {
+                    let machine = lock(&self.trust.machine);
+                    if machine.is_trusted(node) {
+                        return TrustWait::Trusted;
+                    }
+                    if let Some(rejection) = machine.rejection(node) {
+                        return TrustWait::Rejected { reason: rejection.reason.clone() };
+                    }
+                }
+                match outcomes.recv().await {
+                    // The state says the same, also when messages were missed.
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return TrustWait::TimedOut,
+                }
+            }
+        };
+        if !self.trust.is_trusted(node) {
+            self.poll_handshakes_soon();
+        }
+        tokio::select! {
+            outcome = waiting => outcome,
+            () = tokio::time::sleep(limit) => TrustWait::TimedOut,
+            () = self.stopped() => TrustWait::TimedOut,
+        }
+    }
+
+    // ---- persistence -------------------------------------------------------------------------------------
+
+    /// Saves after changes; those that come while a save runs are saved together.
+    pub(crate) async fn keep_saving(self: Arc<Self>) {
+        loop {
+            self.trust.dirty.notified().await;
+            self.save_trust().await;
+        }
+    }
+
+    pub(crate) async fn save_trust(&self) {
+        let Some(path) = self.trust.path.clone() else { return };
+        let _one = self.trust.saving.lock().await;
+        let text = lock(&self.trust.machine).to_json(unix_now());
+        let written = tokio::task::spawn_blocking(move || {
+            identity::write_atomic(&path, text.as_bytes()).map_err(|e| format!("{}: {e}", path.display()))
+        });
+        match written.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.warn(format!("trust could not be saved: {error}")),
+            Err(error) => tracing::debug!(%error, "saving trust was interrupted"),
+        }
+    }
+}
