@@ -361,9 +361,8 @@ impl Shared {
                 shared_network = self.shared_network(&record);
             }
             let text = entry["justification"].as_str().unwrap_or_default();
-            let became = self.with_trust(|trust| {
-                trust.receive_relayed_request(unix_now(), peer, text, shared_network)
-            });
+            let became = self
+                .with_trust(|trust| trust.receive_relayed_request(unix_now(), peer, text, shared_network));
             tracing::debug!(peer, ?became, "relayed handshake request");
         }
         for entry in list("responses") {
@@ -371,8 +370,7 @@ impl Shared {
             let accept = entry["accept"] == true;
             // A route refused while there was no trust must not outlive the answer.
             self.directory.forget(peer);
-            let became =
-                self.with_trust(|trust| trust.receive_relayed_response(unix_now(), peer, accept));
+            let became = self.with_trust(|trust| trust.receive_relayed_response(unix_now(), peer, accept));
             tracing::debug!(peer, ?became, "relayed handshake response");
         }
         if keep

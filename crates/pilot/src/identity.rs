@@ -73,12 +73,13 @@ fn parse(text: &str) -> Result<Identity, String> {
         .map_err(|e| format!("identity file corrupted: {e}; restore it from a backup or remove it"))?;
     let private = Zeroizing::new(STANDARD.decode(file.private_key.as_bytes()).unwrap_or_default());
     let public = STANDARD.decode(file.public_key.as_bytes()).unwrap_or_default();
-    let (Ok(private), Ok(public)) =
-        (<&[u8; 64]>::try_from(&private[..]), <&[u8; 32]>::try_from(&public[..]))
+    let (Ok(private), Ok(public)) = (<&[u8; 64]>::try_from(&private[..]), <&[u8; 32]>::try_from(&public[..]))
     else {
-        return Err("identity file corrupted: the keys do not have 64 and 32 bytes; restore it from a backup \
+        return Err(
+            "identity file corrupted: the keys do not have 64 and 32 bytes; restore it from a backup \
                     or remove it"
-            .into());
+                .into(),
+        );
     };
     let (seed, stored) = private.split_at(32);
     let mut copy = Zeroizing::new([0u8; 32]);
@@ -95,10 +96,7 @@ pub(crate) fn save(path: &Path, identity: &Identity) -> io::Result<()> {
     let mut private = Zeroizing::new([0u8; 64]);
     private[..32].copy_from_slice(identity.seed());
     private[32..].copy_from_slice(identity.public_key());
-    let file = File {
-        private_key: STANDARD.encode(&private[..]),
-        public_key: identity.public_key_base64(),
-    };
+    let file = File { private_key: STANDARD.encode(&private[..]), public_key: identity.public_key_base64() };
     let text = Zeroizing::new(serde_json::to_vec_pretty(&file)?);
     write_atomic(path, &text)
 }
@@ -164,10 +162,7 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         assert_eq!(
             load_or_create(&path).unwrap_err(),
-            format!(
-                "identity file has loose permissions (mode 644); chmod 600 {} and retry",
-                path.display()
-            )
+            format!("identity file has loose permissions (mode 644); chmod 600 {} and retry", path.display())
         );
     }
 

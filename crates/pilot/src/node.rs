@@ -36,12 +36,8 @@ const BEACON_PORT: u16 = 9001;
 /// Wait for the beacon's view of our socket before registering: beacon on this host or network, or elsewhere.
 const DISCOVER: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(1));
 /// Pauses between attempts to reach the registry at start.
-const START_PAUSES: [Duration; 4] = [
-    Duration::from_millis(500),
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-    Duration::from_secs(4),
-];
+const START_PAUSES: [Duration; 4] =
+    [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
 /// Largest stream payload towards this host (bytes): a UDP datagram of 64 KiB less all headers.
 const LOOPBACK_PAYLOAD: usize = 61_440;
 /// Time the engine gets for the streams' goodbyes, and a little.
@@ -297,7 +293,8 @@ impl Node {
             None => {
                 let port = self.shared.registry.features().beacon_port.unwrap_or(BEACON_PORT);
                 let host = self.shared.registry.host();
-                let name = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+                let name =
+                    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
                 let found = resolve_host(&name).await;
                 self.shared.state(|s| s.beacon = name);
                 found.map_err(|error| self.shared.warn(error)).ok()

@@ -162,10 +162,6 @@ impl Shared {
         });
     }
 
-    pub(crate) fn stopping(&self) -> bool {
-        *self.stop.borrow()
-    }
-
     /// Resolves when the node stops.
     pub(crate) async fn stopped(&self) {
         // `self.stop` lives as long as `self`, so the channel cannot close.

@@ -106,7 +106,8 @@ impl Socket {
     pub(crate) fn unreachable(&self) -> Option<SocketAddr> {
         for _ in 0..64 {
             let error = self.state.recv_transport_error(UdpSockRef::from(&self.io)).ok()??;
-            if matches!(error.payload, quinn_udp::TransportErrorPayload::Unreachable) && error.addr.is_some() {
+            if matches!(error.payload, quinn_udp::TransportErrorPayload::Unreachable) && error.addr.is_some()
+            {
                 return error.addr;
             }
         }

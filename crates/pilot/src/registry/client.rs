@@ -170,8 +170,10 @@ impl Client {
         let Some(config) = &self.tls else { return Ok(Box::new(stream)) };
         let name = rustls::pki_types::ServerName::try_from(self.host.clone())
             .map_err(|e| format!("dial {}: {e}", self.address))?;
-        let stream =
-            tokio_rustls::TlsConnector::from(config.clone()).connect(name, stream).await.map_err(|e| tls::cause(&e))?;
+        let stream = tokio_rustls::TlsConnector::from(config.clone())
+            .connect(name, stream)
+            .await
+            .map_err(|e| tls::cause(&e))?;
         Ok(Box::new(stream))
     }
 
@@ -229,7 +231,9 @@ impl Client {
         match self.exchange(connection, &bytes, requests.len(), limit).await {
             Ok(answers) => Ok(answers),
             Err(Attempt::TimedOut) => Err(RegistryError::TimedOut),
-            Err(Attempt::NotSent(cause) | Attempt::Unanswered(cause)) => Err(RegistryError::Unreachable(cause)),
+            Err(Attempt::NotSent(cause) | Attempt::Unanswered(cause)) => {
+                Err(RegistryError::Unreachable(cause))
+            }
         }
     }
 

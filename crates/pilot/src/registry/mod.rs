@@ -51,7 +51,10 @@ impl Features {
             hidden: has("hidden"),
             registry_id: answer["registry_id"].as_str().filter(|s| s.len() <= 64).map(str::to_owned),
             clock_offset: answer["time"].as_i64().map_or(0, |time| time.saturating_sub(now)),
-            beacon_port: answer["beacon_port"].as_u64().and_then(|p| u16::try_from(p).ok()).filter(|&p| p != 0),
+            beacon_port: answer["beacon_port"]
+                .as_u64()
+                .and_then(|p| u16::try_from(p).ok())
+                .filter(|&p| p != 0),
         }
     }
 }
