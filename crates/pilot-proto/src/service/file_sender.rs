@@ -167,6 +167,11 @@ impl FileSender {
         self.resumed
     }
 
+    /// The receiver has answered and takes the file.
+    pub fn is_accepted(&self) -> bool {
+        self.state != State::AwaitInitAck && !matches!(self.state, State::Done(Err(_)))
+    }
+
     /// File size, bytes.
     pub fn size(&self) -> u64 {
         self.size
