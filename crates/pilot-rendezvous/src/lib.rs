@@ -14,8 +14,17 @@
 
 #![forbid(unsafe_code)]
 
+mod beacon;
+mod clock;
 mod config;
+mod conn;
+mod limits;
+mod push;
+mod registry;
 mod server;
+mod store;
+mod tls;
+mod wire;
 
 pub use config::{BEACON_PORT, Config, Limits, REGISTRY_PORT, Rate, StoreConfig, Tls};
 pub use server::{Server, StartError, Stats};

@@ -1,8 +1,36 @@
 //! Start, supervision and shutdown.
 
-use crate::config::Config;
-use std::net::SocketAddr;
+use crate::beacon::task::SharedCounters;
+use crate::beacon::{self, Beacon};
+use crate::config::{Config, Limits, StoreConfig};
+use crate::conn;
+use crate::limits::{Buckets, contains, source};
+use crate::push::Subscriptions;
+use crate::registry::{Now, Registry, Session};
+use crate::store::sqlite::Sqlite;
+use crate::store::{Store as _, StoreError, writer};
+use pilot_proto::NodeId;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsAcceptor;
+
+/// The reaper looks this often.
+const REAP_INTERVAL: Duration = Duration::from_secs(10);
+/// A TLS handshake must be done within this time.
+const TLS_DEADLINE: Duration = Duration::from_secs(10);
+/// Connections waiting to be accepted.
+const BACKLOG: i32 = 4096;
+/// Notify hints waiting for the beacon.
+const NOTIFY_QUEUE: usize = 1024;
+/// Pause after a failed accept, for instance without free file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Longest wait for connections at shutdown.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(10);
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -75,19 +103,148 @@ pub struct Stats {
     pub punches: u64,
 }
 
+/// What all tasks share.
+pub(crate) struct Shared {
+    registry: Mutex<Registry>,
+    pub store: writer::Handle,
+    pub subscriptions: Subscriptions,
+    pub notify: mpsc::Sender<NodeId>,
+    pub limits: Limits,
+    pub requests: AtomicU64,
+    pub errors: AtomicU64,
+    connections: AtomicU64,
+}
+
+impl Shared {
+    /// The state, locked. Never held across an await.
+    pub fn registry(&self) -> MutexGuard<'_, Registry> {
+        // A handler does not panic; if one did, each change it made is still whole.
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn exempt(&self, ip: IpAddr) -> bool {
+        (self.limits.exempt_loopback && ip.to_canonical().is_loopback())
+            || self.limits.exempt.iter().any(|(net, prefix)| contains(*net, *prefix, ip))
+    }
+}
+
 /// A running registry and beacon. Dropping it stops it without waiting; prefer [`Server::shutdown`].
-#[derive(Debug)]
 pub struct Server {
     registry_addr: SocketAddr,
     beacon_addr: SocketAddr,
     fingerprint: Option<String>,
+    shared: Option<Arc<Shared>>,
+    counters: Arc<SharedCounters>,
+    stop: watch::Sender<bool>,
+    /// Closed when the last task has ended.
+    ended: mpsc::Receiver<()>,
+    writer: Option<std::thread::JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("registry", &self.registry_addr)
+            .field("beacon", &self.beacon_addr)
+            .finish_non_exhaustive()
+    }
+}
+
+fn check(config: &Config) -> Result<(), StartError> {
+    let invalid = |name, reason: &str| Err(StartError::Setting { name, reason: reason.to_owned() });
+    if config.max_nodes == 0 {
+        return invalid("max_nodes", "must be at least 1");
+    }
+    if config.stale_after < Duration::from_secs(1) {
+        return invalid("stale_after", "must be at least one second; nodes send a heartbeat every 60 s");
+    }
+    if config.limits.max_connections == 0 {
+        return invalid("limits.max_connections", "must be at least 1");
+    }
+    if config.admin_token.as_deref() == Some("") {
+        return invalid("admin_token", "must not be empty; leave it out to disable administration");
+    }
+    if config.advertise_beacon.as_deref().is_some_and(|a| {
+        !a.rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p != 0))
+    }) {
+        return invalid("advertise_beacon", "must be host:port");
+    }
+    Ok(())
+}
+
+fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn random_id() -> Result<String, StoreError> {
+    let mut bytes = [0; 16];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| StoreError("the system has no random numbers".into()))?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
 }
 
 impl Server {
     /// Opens the store, binds both addresses and starts serving on the current tokio runtime.
     pub async fn start(config: Config) -> Result<Server, StartError> {
-        let _ = config;
-        todo!()
+        check(&config)?;
+        let bind = |what, addr| move |source| StartError::Bind { what, addr, source };
+        let tcp = listen(config.registry_addr).map_err(bind("registry TCP", config.registry_addr))?;
+        let udp = beacon::task::bind(config.beacon_addr).map_err(bind("beacon UDP", config.beacon_addr))?;
+        let registry_addr = tcp.local_addr().map_err(bind("registry TCP", config.registry_addr))?;
+        let beacon_addr = udp.local_addr().map_err(bind("beacon UDP", config.beacon_addr))?;
+        let (tls, fingerprint) = match crate::tls::acceptor(&config.tls, &config.store)? {
+            Some((acceptor, fingerprint)) => (Some(acceptor), Some(fingerprint)),
+            None => (None, None),
+        };
+        let (store, writer, registry) = {
+            let config = config.clone();
+            let open = tokio::task::spawn_blocking(move || open(&config, beacon_addr)).await;
+            open.map_err(|e| StartError::Store { path: "(store)".into(), reason: e.to_string() })??
+        };
+        let (notify, notified) = mpsc::channel(NOTIFY_QUEUE);
+        let (stop, stopping) = watch::channel(false);
+        let (alive, ended) = mpsc::channel(1);
+        let shared = Arc::new(Shared {
+            registry: Mutex::new(registry),
+            store,
+            subscriptions: Subscriptions::default(),
+            notify,
+            limits: config.limits.clone(),
+            requests: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+        });
+        let counters = Arc::new(SharedCounters::default());
+        let beacon = Beacon::new(beacon::Settings {
+            id: config.beacon_id,
+            peers: config.beacon_peers.clone(),
+            exempt: config.limits.exempt.clone(),
+            exempt_loopback: config.limits.exempt_loopback,
+        });
+        let task = beacon::task::run(udp, beacon, counters.clone(), notified, stopping.clone());
+        tokio::spawn(held(alive.clone(), task));
+        tokio::spawn(held(alive.clone(), reap(shared.clone(), stopping.clone())));
+        tokio::spawn(accept(tcp, tls, shared.clone(), stopping, alive));
+        tracing::info!(registry = %registry_addr, beacon = %beacon_addr, tls = fingerprint.is_some(), "rendezvous started");
+        Ok(Server {
+            registry_addr,
+            beacon_addr,
+            fingerprint,
+            shared: Some(shared),
+            counters,
+            stop,
+            ended,
+            writer: Some(writer),
+        })
     }
 
     /// Address the registry listens on.
@@ -107,11 +264,161 @@ impl Server {
 
     /// Counters and sizes.
     pub fn stats(&self) -> Stats {
-        todo!()
+        let beacon = self.counters.read();
+        let mut stats = Stats {
+            beacon_nodes: beacon.nodes,
+            relayed: beacon.relayed,
+            relay_dropped: beacon.dropped,
+            punches: beacon.punches,
+            ..Stats::default()
+        };
+        if let Some(shared) = &self.shared {
+            let (online, known, pairs, networks) = shared.registry().sizes();
+            stats.nodes_online = online as u64;
+            stats.nodes_known = known as u64;
+            stats.trust_pairs = pairs as u64;
+            stats.networks = networks as u64;
+            stats.connections = shared.connections.load(Ordering::Relaxed);
+            stats.subscriptions = shared.subscriptions.len() as u64;
+            stats.requests = shared.requests.load(Ordering::Relaxed);
+            stats.errors = shared.errors.load(Ordering::Relaxed);
+            stats.commits = shared.store.commits();
+        }
+        stats
     }
 
     /// Stops accepting, closes connections, makes everything durable and returns.
-    pub async fn shutdown(self) {
-        todo!()
+    pub async fn shutdown(mut self) {
+        self.stop.send_replace(true);
+        // Drops the store's queue with the last task, so that the writer ends after what is queued.
+        self.shared = None;
+        let _ = tokio::time::timeout(SHUTDOWN_WAIT, self.ended.recv()).await;
+        if let Some(writer) = self.writer.take() {
+            let _ = tokio::task::spawn_blocking(move || writer.join()).await;
+        }
+        tracing::info!("rendezvous stopped");
     }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+    }
+}
+
+type Opened = (writer::Handle, std::thread::JoinHandle<()>, Registry);
+
+fn open(config: &Config, beacon: SocketAddr) -> Result<Opened, StartError> {
+    let path = match &config.store {
+        StoreConfig::Memory => "(memory)".to_owned(),
+        StoreConfig::File(path) => path.display().to_string(),
+    };
+    let opened = || -> Result<Opened, StoreError> {
+        let mut store = match &config.store {
+            StoreConfig::Memory => Sqlite::memory()?,
+            StoreConfig::File(path) => Sqlite::open(path)?,
+        };
+        let snapshot = store.load()?;
+        let mut registry = Registry::load(config, beacon, snapshot, random_id()?, Now::read());
+        store.commit(&registry.take_writes())?;
+        let (handle, thread) = writer::start(Box::new(store)).map_err(|e| StoreError(e.to_string()))?;
+        Ok((handle, thread, registry))
+    };
+    opened().map_err(|e| StartError::Store { path, reason: e.0 })
+}
+
+/// Runs a task that shutdown waits for.
+async fn held(alive: mpsc::Sender<()>, task: impl Future<Output = ()>) {
+    task.await;
+    drop(alive);
+}
+
+async fn reap(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    let mut tick = tokio::time::interval(REAP_INTERVAL);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            _ = stopped(&mut stop) => return,
+        }
+        if shared.store.failed().is_some() {
+            continue;
+        }
+        let mut registry = shared.registry();
+        let reaped = registry.reap(Now::read());
+        let writes = registry.take_writes();
+        if !writes.is_empty() {
+            drop(shared.store.submit(writes));
+        }
+        drop(registry);
+        if reaped > 0 {
+            tracing::debug!(reaped, "nodes not heard of for too long");
+        }
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    shared: Arc<Shared>,
+    mut stop: watch::Receiver<bool>,
+    alive: mpsc::Sender<()>,
+) {
+    let mut rates = Buckets::new(shared.limits.connections);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopped(&mut stop) => return,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(e) => {
+                tracing::warn!(error = %e, "cannot accept connections");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let exempt = shared.exempt(peer.ip());
+        let full = shared.connections.load(Ordering::Relaxed) >= shared.limits.max_connections as u64;
+        if full || (!exempt && !rates.take(source(peer.ip()), Instant::now())) {
+            tracing::debug!(%peer, full, "connection refused");
+            continue;
+        }
+        shared.connections.fetch_add(1, Ordering::Relaxed);
+        let (shared, tls, stop) = (shared.clone(), tls.clone(), stop.clone());
+        tokio::spawn(held(alive.clone(), async move {
+            connection(stream, peer, exempt, tls, &shared, stop).await;
+            shared.connections.fetch_sub(1, Ordering::Relaxed);
+        }));
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    exempt: bool,
+    tls: Option<TlsAcceptor>,
+    shared: &Arc<Shared>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let Ok(local) = stream.local_addr() else { return };
+    let _ = stream.set_nodelay(true);
+    let session = Session::new(peer, local.ip(), exempt);
+    let Some(tls) = tls else {
+        return conn::serve(stream, shared.clone(), session, stop).await;
+    };
+    let handshake = tokio::select! {
+        handshake = tokio::time::timeout(TLS_DEADLINE, tls.accept(stream)) => handshake,
+        _ = stopped(&mut stop) => return,
+    };
+    match handshake {
+        Ok(Ok(stream)) => conn::serve(stream, shared.clone(), session, stop).await,
+        Ok(Err(e)) => tracing::debug!(%peer, error = %e, "TLS handshake failed"),
+        Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
+    }
+}
+
+/// Waits until the server stops.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that the server is gone, which stops its tasks as well.
+    let _ = stop.wait_for(|s| *s).await;
 }
