@@ -29,6 +29,8 @@ const OUTPUTS: usize = 256;
 /// Bytes handed to the application and not yet consumed, per stream; beyond it they wait in the engine, where
 /// they count against the window.
 const READ_CREDIT: usize = 1024 * 1024;
+/// Pause before trying again a send that found no room although there should be some.
+const STUCK: Duration = Duration::from_millis(1);
 /// Time streams get to say goodbye when the node stops.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -121,10 +123,15 @@ impl Driver {
                 }
             }
             let now = Instant::now();
+            let engine = &mut self.engine;
+            self.socket.complaints(|at| engine.handle_unreachable(now, at));
             if self.deadline.is_some_and(|at| at <= now) {
                 self.engine.handle_timeout(now);
             }
+            let stuck = self.blocked;
             busy |= self.transmit();
+            // "Writable" does not always mean that there is room (an error counts as writable, too).
+            let stuck = stuck.is_some() && self.blocked == stuck;
             if let Some((until, replies)) = &mut self.stopping
                 && (self.conns.values().all(|c| c.closed) || *until <= now)
             {
@@ -144,6 +151,10 @@ impl Driver {
                 (Some((until, _)), None) => Some(*until),
                 (None, at) => at,
             };
+            let deadline = match deadline {
+                at if !stuck => at,
+                at => Some(at.map_or(now + STUCK, |at| at.min(now + STUCK))),
+            };
             if let Some(at) = deadline {
                 timer.as_mut().reset(at.into());
             }
@@ -153,7 +164,7 @@ impl Driver {
                     return Poll::Ready(command);
                 }
                 if socket.poll_readable(cx).is_ready()
-                    || (blocked.is_some() && socket.poll_writable(cx).is_ready())
+                    || (blocked.is_some() && !stuck && socket.poll_writable(cx).is_ready())
                     || (deadline.is_some() && timer.as_mut().poll(cx).is_ready())
                 {
                     return Poll::Ready(None);
@@ -214,18 +225,7 @@ impl Driver {
                 self.blocked = Some((transmit, done + more));
                 return false;
             }
-            Sent::Unreachable => {
-                let now = Instant::now();
-                match self.socket.unreachable() {
-                    None => self.engine.handle_unreachable(now, transmit.to),
-                    Some(first) => {
-                        self.engine.handle_unreachable(now, first);
-                        while let Some(next) = self.socket.unreachable() {
-                            self.engine.handle_unreachable(now, next);
-                        }
-                    }
-                }
-            }
+            Sent::Unreachable => self.engine.handle_unreachable(Instant::now(), transmit.to),
         }
         true
     }

@@ -300,6 +300,7 @@ impl Node {
                 found.map_err(|error| self.shared.warn(error)).ok()
             }
         };
+        self.shared.state(|s| s.beacon_at = beacon);
         self.shared.command(Command::Beacon(beacon));
     }
 
@@ -513,11 +514,17 @@ impl Node {
     /// Any registry request, passed through; `type` is in `request`. Used for network commands.
     pub async fn registry_request(&self, request: Value) -> Result<Value, RegistryError> {
         let kind = request["type"].as_str().unwrap_or_default().to_owned();
+        let network = request["network_id"].clone();
         let answer = self.shared.registry.request(request).await?;
         if matches!(&kind[..], "join_network" | "leave_network" | "respond_invite")
             && let Ok(record) = self.shared.lookup(self.node_id()).await
         {
             self.shared.own_record(&record);
+        }
+        match &kind[..] {
+            "join_network" => self.shared.publish("network.joined", json!({"network_id": network})),
+            "leave_network" => self.shared.publish("network.left", json!({"network_id": network})),
+            _ => {}
         }
         Ok(answer)
     }
@@ -582,6 +589,8 @@ impl Node {
             }),
         );
         let _ = timeout(SHUTDOWN, self.shared.ask(|reply| Command::Shutdown(Some(reply)))).await;
+        // A poll under way may hold what the registry has already forgotten.
+        let _ = timeout(SHUTDOWN, self.shared.trust.polling.finished()).await;
         self.shared.stop.send_replace(true);
         self.shared.save_trust().await;
     }

@@ -99,8 +99,8 @@ impl Shared {
         let features = Features::of(&answer, unix_now());
         let name = features.registry_id.clone().unwrap_or_else(|| self.registry.address().to_owned());
         self.registry.set_features(features);
-        let before = self.state(|s| {
-            let before = s.node;
+        let (before, beacon) = self.state(|s| {
+            let before = (s.node, s.beacon_at);
             s.node = node;
             s.address = address;
             s.registry_ok = true;
@@ -113,7 +113,10 @@ impl Shared {
         });
         if before != node {
             self.command(Command::Identity(identity.clone(), node));
+            // The beacon must learn the new number.
+            self.command(Command::Beacon(beacon));
         }
+        self.registered.notify_one();
         self.trust_registered(node, identity, &name);
         Ok(())
     }
@@ -237,7 +240,8 @@ impl Shared {
         self.state(|s| s.observed = Some(at));
         let (registered, node) = self.state(|s| (s.registered.clone(), s.node));
         // Before the first registration the start waits for this; a fixed endpoint does not care.
-        if node != 0 && self.config.endpoint.is_none() && registered != self.listen_addr() {
+        let fixed = self.config.endpoint.is_some() || self.config.relay_only;
+        if node != 0 && !fixed && registered != self.listen_addr() {
             self.reregister.notify_one();
         }
     }
@@ -335,6 +339,7 @@ impl Shared {
             request["instance"] = self.instance.as_str().into();
         }
         let answer = self.registry.request(request).await?;
+        self.publish("agent.heartbeat", json!({"node_id": node}));
         if answer["key_expiry_warning"] == true {
             self.warn("this node's key expires within 24 hours; rotate it with `pilotctl rotate-key`".into());
         }
@@ -350,8 +355,8 @@ impl Shared {
             }
             let features = self.registry.features();
             if !features.push {
-                // Only a registration brings other features, and those are rare.
-                tokio::time::sleep(self.config.keepalive.max(BACKOFF.1)).await;
+                // Only a registration brings other features.
+                self.registered.notified().await;
                 continue;
             }
             let (node, identity) = self.state(|s| (s.node, s.identity.clone()));

@@ -38,6 +38,7 @@ pub(crate) struct State {
     /// `listen_addr` of the last registration.
     pub(crate) registered: String,
     pub(crate) beacon: String,
+    pub(crate) beacon_at: Option<SocketAddr>,
     /// Networks this node is a member of, beside the backbone.
     pub(crate) networks: Vec<u16>,
     pub(crate) superseded: bool,
@@ -61,6 +62,8 @@ pub(crate) struct Shared {
     pub(crate) bound: SocketAddr,
     /// Register again now.
     pub(crate) reregister: Notify,
+    /// A registration was answered.
+    pub(crate) registered: Notify,
     /// True: the node stops.
     pub(crate) stop: watch::Sender<bool>,
     state: Mutex<State>,
@@ -94,6 +97,7 @@ impl Shared {
             observed: None,
             registered: String::new(),
             beacon: config.beacons.first().cloned().unwrap_or_default(),
+            beacon_at: None,
             networks: Vec::new(),
             superseded: false,
             registry_ok: false,
@@ -111,6 +115,7 @@ impl Shared {
             instance,
             bound,
             reregister: Notify::new(),
+            registered: Notify::new(),
             stop: watch::Sender::new(false),
             state: Mutex::new(state),
         }

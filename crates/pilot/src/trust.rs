@@ -96,7 +96,7 @@ pub(crate) struct TrustState {
     /// Peers a request is being sent to.
     sending: Mutex<HashSet<NodeId>>,
     pub(crate) polling: crate::handshake::Polling,
-    warning: Option<String>,
+    warning: Mutex<Option<String>>,
 }
 
 impl TrustState {
@@ -135,7 +135,7 @@ impl TrustState {
             lanes: Mutex::default(),
             sending: Mutex::default(),
             polling: crate::handshake::Polling::default(),
-            warning,
+            warning: Mutex::new(warning),
         }
     }
 
@@ -230,8 +230,8 @@ impl Shared {
 
     /// The node is registered as `node` with the registry `name`: its trust records count.
     pub(crate) fn trust_registered(self: &Arc<Self>, node: NodeId, identity: Arc<Identity>, name: &str) {
-        if let Some(warning) = &self.trust.warning {
-            self.warn(warning.clone());
+        if let Some(warning) = lock(&self.trust.warning).take() {
+            self.warn(warning);
         }
         self.with_trust(|trust| {
             trust.set_identity(node, identity);
@@ -347,7 +347,8 @@ impl Shared {
             }
         };
         if !self.trust.is_trusted(node) {
-            self.poll_handshakes_soon();
+            let shared = self.clone();
+            self.spawn(async move { shared.poll_handshakes_on_demand().await });
         }
         tokio::select! {
             outcome = waiting => outcome,

@@ -3,6 +3,8 @@
 mod client;
 mod frame;
 pub(crate) mod push;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 pub(crate) use client::Client;
