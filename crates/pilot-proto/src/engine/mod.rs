@@ -3,14 +3,44 @@
 //! The driver's loop: feed datagrams and deadlines in, then call [`Engine::poll_output`] until it returns
 //! [`Output::Timeout`].
 
+mod deliver;
+mod drops;
+mod gate;
+mod handshake;
+mod peer;
+mod receive;
+mod send;
+mod timers;
+
+pub use drops::Drops;
+
 use crate::NodeId;
-use crate::crypto::Identity;
-use crate::stream::{ConnId, ConnStatus, DialError, StreamEvent, Streams};
+use crate::crypto::{Identity, TunnelSecret};
+use crate::path::Choice;
+use crate::stream::{self, CloseReason, ConnId, ConnStatus, DialError, Ingress, StreamEvent, Streams};
+use crate::tunnel::limits::{Bucket, Marks, RateTable};
 use crate::wire::addr::Addr;
+use crate::wire::frame::{self, PILA_LEN, PILK_LEN};
 use bytes::Bytes;
-use std::net::SocketAddr;
+use gate::Gate;
+use handshake::Lookup;
+use peer::Peer;
+use rand_chacha::ChaCha20Rng;
+use rand_core::{Rng as _, SeedableRng as _};
+use send::{Carry, Ready};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// Peers in the table.
+pub const MAX_PEERS: usize = 65_536;
+/// Ed25519 keys of nodes that are not (yet) peers are forgotten above this number.
+const MAX_KEYS: usize = MAX_PEERS;
+/// Events that may wait for the driver.
+const MAX_EVENTS: usize = 8192;
+/// Bytes of datagrams among them.
+const MAX_EVENT_BYTES: usize = 16 << 20;
 
 /// Settings of an engine.
 #[derive(Debug, Clone)]
@@ -196,106 +226,313 @@ pub struct Counters {
     pub accept_queue_drops: u64,
 }
 
+/// The part of the settings that concerns streams.
+fn stream_config(config: &Config) -> stream::Config {
+    stream::Config {
+        idle_timeout: config.idle_timeout,
+        keepalive: config.keepalive,
+        max_conns_per_port: config.max_conns_per_port,
+        max_conns_total: config.max_conns_total,
+        syn_rate_limit: config.syn_rate_limit,
+        ..stream::Config::default()
+    }
+}
+
+/// Which way a frame came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// Straight from this address.
+    Direct(SocketAddr),
+    /// Through the beacon, which names this sender; nothing proves it.
+    Relay(NodeId),
+}
+
+#[derive(Debug, Default)]
+struct Beacon {
+    addr: Option<SocketAddr>,
+    /// Last Discover.
+    asked: Option<Instant>,
+    /// Next Discover.
+    next: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Limits {
+    /// Key exchanges per IP address.
+    direct: RateTable<IpAddr>,
+    /// Key exchanges per relayed sender.
+    relayed: RateTable<NodeId>,
+    /// Answers to frames nobody vouches for, per IP address.
+    unreadable_direct: RateTable<IpAddr>,
+    /// The same per relayed sender.
+    unreadable_relayed: RateTable<NodeId>,
+    /// Exchanges sent because of unreadable frames, per node.
+    unreadable: Marks<NodeId>,
+    failed_lookups: Marks<NodeId>,
+    rechecks: Marks<NodeId>,
+}
+
 /// A node's protocol state.
 #[derive(Debug)]
 pub struct Engine {
+    config: Config,
+    identity: Arc<Identity>,
+    node: NodeId,
+    secret: TunnelSecret,
+    /// Our key exchange frames: the same for every peer.
+    pila: [u8; PILA_LEN],
+    pilk: [u8; PILK_LEN],
+    rng: ChaCha20Rng,
     streams: Streams,
+    listening: BTreeSet<u16>,
+    /// The latest time any input came with.
+    latest: Instant,
+    peers: BTreeMap<NodeId, Peer>,
+    keys: BTreeMap<NodeId, [u8; 32]>,
+    lookups: BTreeMap<NodeId, Lookup>,
+    gate: Gate,
+    limits: Limits,
+    beacon: Beacon,
+    /// Punch requests without a punch command yet.
+    punches: BTreeMap<NodeId, Instant>,
+    punch_bucket: Option<Bucket>,
+    security_bucket: Option<Bucket>,
+    /// Peers with a key exchange under way.
+    exchanging: usize,
+    /// Peers with packets waiting for a session.
+    pending_peers: usize,
+    timers: BTreeSet<(Instant, NodeId)>,
+    dirty: Vec<NodeId>,
+    control: VecDeque<Ready>,
+    data: VecDeque<Ready>,
+    data_bytes: usize,
+    carried: Carry,
+    events: VecDeque<Event>,
+    event_bytes: usize,
+    counters: Counters,
+    drops: Drops,
 }
 
-#[allow(missing_docs, unused_variables, clippy::todo)]
 impl Engine {
+    /// An engine for `node` (0: not registered yet). It is silent until it gets a beacon or something to do.
     pub fn new(config: Config, identity: Arc<Identity>, node: NodeId, now: Instant) -> Engine {
-        todo!()
+        // Every 32-byte string is a valid X25519 private key (RFC 7748 section 5): only the length is checked.
+        let secret = TunnelSecret::from_bytes(&config.tunnel_secret).expect("32 bytes are an X25519 key");
+        let mut rng = ChaCha20Rng::from_seed(config.rng_seed);
+        let mut seed = [0; 32];
+        rng.fill_bytes(&mut seed);
+        let streams = Streams::new(stream_config(&config), seed);
+        let gate = Gate { public: config.public, strict: config.strict_dataplane_trust, ..Gate::default() };
+        let mut engine = Engine {
+            config,
+            identity: identity.clone(),
+            node,
+            secret,
+            pila: [0; PILA_LEN],
+            pilk: [0; PILK_LEN],
+            rng,
+            streams,
+            listening: BTreeSet::new(),
+            latest: now,
+            peers: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            lookups: BTreeMap::new(),
+            gate,
+            limits: Limits::default(),
+            beacon: Beacon::default(),
+            punches: BTreeMap::new(),
+            punch_bucket: None,
+            security_bucket: None,
+            exchanging: 0,
+            pending_peers: 0,
+            timers: BTreeSet::new(),
+            dirty: Vec::new(),
+            control: VecDeque::new(),
+            data: VecDeque::new(),
+            data_bytes: 0,
+            carried: Carry::default(),
+            events: VecDeque::new(),
+            event_bytes: 0,
+            counters: Counters::default(),
+            drops: Drops::default(),
+        };
+        engine.set_identity(now, identity, node);
+        engine
     }
 
     // ---- input -------------------------------------------------------------------------------------------
 
     /// One received datagram; decrypted in place. `from` is its UDP source.
     pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &mut [u8]) {
-        todo!()
+        self.latest = now;
+        self.receive(now, from, datagram);
     }
+
     /// The socket layer could not deliver to this address (ICMP unreachable).
     pub fn handle_unreachable(&mut self, now: Instant, to: SocketAddr) {
-        todo!()
+        let to = SocketAddr::new(to.ip().to_canonical(), to.port());
+        if Some(to) == self.beacon.addr {
+            return;
+        }
+        let affected = |(node, peer): (&NodeId, &mut Peer)| {
+            (peer.path.direct() == Some(to) && peer.path.unreachable(now)).then_some(*node)
+        };
+        let lost: Vec<NodeId> = self.peers.iter_mut().filter_map(affected).collect();
+        for node in lost {
+            self.relay_activated(now, node);
+            self.touch(node);
+        }
     }
+
+    /// Runs everything that is due.
     pub fn handle_timeout(&mut self, now: Instant) {
-        todo!()
+        self.latest = now;
+        self.run_timers(now);
     }
 
     // ---- output ------------------------------------------------------------------------------------------
 
     /// What to do next. `buf` is cleared and filled when the result is `Transmit`.
     pub fn poll_output(&mut self, now: Instant, buf: &mut Vec<u8>) -> Output {
-        todo!()
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                if let Event::Datagram { payload, .. } = &event {
+                    self.event_bytes = self.event_bytes.saturating_sub(payload.len());
+                }
+                return Output::Event(event);
+            }
+            if let Some(event) = self.streams.poll_event() {
+                return Output::Event(Event::Stream(event));
+            }
+            if let Some(transmit) = self.next_frames(buf).or_else(|| self.next_batch(now, buf)) {
+                return Output::Transmit(transmit);
+            }
+            // Traffic to ourselves may have caused events without a datagram.
+            if let Some(event) = self.streams.poll_event() {
+                return Output::Event(Event::Stream(event));
+            }
+            if self.events.is_empty() && self.control.is_empty() {
+                return Output::Timeout(self.next_timeout(now));
+            }
+        }
+    }
+
+    fn emit(&mut self, event: Event) {
+        let bytes = if let Event::Datagram { payload, .. } = &event { payload.len() } else { 0 };
+        if self.events.len() >= MAX_EVENTS || self.event_bytes + bytes > MAX_EVENT_BYTES {
+            return self.drops.events_full += 1;
+        }
+        self.event_bytes += bytes;
+        self.events.push_back(event);
     }
 
     // ---- the directory's answers -------------------------------------------------------------------------
 
     /// The registry's key for a node; `None`: unknown or registry failed (remembered for 3 s).
     pub fn set_peer_key(&mut self, now: Instant, node: NodeId, key: Option<[u8; 32]>) {
-        todo!()
+        self.key_answer(now, node, key);
     }
+
     /// Where a node is; an error fails its dials and datagrams with that text.
     pub fn set_route(&mut self, now: Instant, node: NodeId, route: Result<Route, String>) {
-        todo!()
+        self.route_answer(now, node, route);
     }
 
     // ---- settings that change at run time ----------------------------------------------------------------
 
-    /// After (re-)registration or key rotation.
+    /// After (re-)registration or key rotation. Another node id ends all sessions: they are bound to it.
     pub fn set_identity(&mut self, now: Instant, identity: Arc<Identity>, node: NodeId) {
-        todo!()
+        let x25519 = *self.secret.public_key();
+        let signature = identity.sign(&frame::pila_signed(node, &x25519));
+        self.pila = frame::pila(node, &x25519, identity.public_key(), &signature);
+        self.pilk = frame::pilk(node, &x25519);
+        self.identity = identity;
+        if node == self.node {
+            return;
+        }
+        self.node = node;
+        let peers: Vec<NodeId> = self.peers.keys().copied().collect();
+        for peer in peers {
+            self.remove_peer(peer);
+            self.streams.reset_node(now, peer);
+        }
+        if self.beacon.addr.is_some() {
+            self.discover(now);
+        }
     }
+
+    /// Our node id; 0 before registration.
     pub fn node_id(&self) -> NodeId {
-        todo!()
+        self.node
     }
+
     /// The beacon in use. A Discover is sent to it at once, then every 25 s.
     pub fn set_beacon(&mut self, now: Instant, beacon: Option<SocketAddr>) {
-        todo!()
+        self.beacon.addr = beacon.map(|b| SocketAddr::new(b.ip().to_canonical(), b.port()));
+        self.beacon.asked = None;
+        self.discover(now);
     }
+
+    /// Opens or closes this node to everybody.
     pub fn set_public(&mut self, public: bool) {
-        todo!()
+        self.gate.public = public;
     }
+
     /// Local trust: gates of a private node, `tunnel.established` details.
     pub fn set_trusted(&mut self, node: NodeId, trusted: bool) {
-        todo!()
+        if trusted {
+            self.gate.trusted.insert(node);
+        } else {
+            self.gate.trusted.remove(&node);
+        }
     }
+
     /// The registry vouches for a node until then (answer to [`Event::Knock`]).
     pub fn admit(&mut self, node: NodeId, until: Instant) {
-        todo!()
+        self.gate.admitted.set(node, self.latest, until);
     }
+
     /// We contacted this node: for 5 minutes its SYNs to ports 1001 and 444 pass (spec 03 section 6.1). Dials
     /// do this by themselves; the handshake layer calls it for relayed requests.
     pub fn open_reply_window(&mut self, now: Instant, node: NodeId) {
-        todo!()
+        self.gate.reply.set(node, now, now + gate::REPLY_WINDOW);
     }
+
     /// Forgets session, endpoint, route and key of a peer and its connections (untrust, revoke).
     pub fn forget_peer(&mut self, now: Instant, node: NodeId) {
-        todo!()
+        self.streams.reset_node(now, node);
+        self.remove_peer(node);
+        self.gate.admitted.clear(node);
+        self.gate.reply.clear(node);
     }
 
     // ---- streams -----------------------------------------------------------------------------------------
 
+    /// Binds a port. False: already bound.
     pub fn listen(&mut self, port: u16) -> bool {
-        self.streams.listen(port)
+        self.streams.listen(port) && self.listening.insert(port)
     }
+    /// Releases a port.
     pub fn unlisten(&mut self, port: u16) {
+        self.listening.remove(&port);
         self.streams.unlisten(port)
     }
     /// Bound listeners.
     pub fn ports(&self) -> usize {
-        todo!()
+        self.listening.len()
     }
+    /// Starts a dial; the outcome is a [`StreamEvent`].
     pub fn dial(&mut self, now: Instant, to: Addr, port: u16) -> Result<ConnId, DialError> {
-        todo!()
+        let local = Addr { network: to.network, node: self.node };
+        let conn = self.streams.dial(now, local, to, port)?;
+        self.open_reply_window(now, to.node);
+        self.reach(now, to.node);
+        self.note_app(now, to.node);
+        self.touch(to.node);
+        Ok(conn)
     }
     /// See [`Streams::write`].
-    pub fn write(
-        &mut self,
-        now: Instant,
-        conn: ConnId,
-        data: Bytes,
-    ) -> Result<Bytes, crate::stream::CloseReason> {
+    pub fn write(&mut self, now: Instant, conn: ConnId, data: Bytes) -> Result<Bytes, CloseReason> {
         self.streams.write(now, conn, data)
     }
     /// See [`Streams::read`].
@@ -333,22 +570,45 @@ impl Engine {
         port: u16,
         payload: &[u8],
     ) -> Result<(), SendError> {
-        todo!()
+        self.datagram_out(now, to, port, payload)
     }
     /// Sends a control ping (non-empty payload); the answer is [`Event::Pong`].
     pub fn ping(&mut self, now: Instant, node: NodeId, payload: &[u8]) -> Result<(), SendError> {
-        todo!()
+        self.ping_out(now, node, payload)
     }
 
     // ---- status ------------------------------------------------------------------------------------------
 
+    /// All tunnel peers, by node id.
     pub fn peers(&self) -> Vec<PeerStatus> {
-        todo!()
+        let beacon = self.beacon.addr;
+        let status = |(node, peer): (&NodeId, &Peer)| {
+            let choice = peer.path.choose(beacon.is_some(), self.config.relay_only);
+            let endpoint = match choice {
+                Choice::Direct(addr) => addr.to_string(),
+                Choice::Relay => beacon.map(|b| b.to_string()).unwrap_or_default(),
+                Choice::None => String::new(),
+            };
+            PeerStatus {
+                node_id: *node,
+                authenticated: peer.session.as_ref().is_some_and(|s| s.authenticated),
+                encrypted: peer.session.is_some(),
+                endpoint,
+                relay: choice == Choice::Relay,
+            }
+        };
+        self.peers.iter().map(status).collect()
     }
+    /// All connections.
     pub fn connections(&self) -> Vec<ConnStatus> {
-        todo!()
+        self.streams.status()
     }
+    /// Tunnel counters.
     pub fn counters(&self) -> Counters {
-        todo!()
+        self.counters
+    }
+    /// What was dropped, by cause.
+    pub fn drops(&self) -> &Drops {
+        &self.drops
     }
 }

@@ -161,6 +161,18 @@ pub struct ConnStatus {
     pub unacked: u64,
 }
 
+/// Settings of the streams of one node.
+#[derive(Debug, Clone, Default)]
+#[allow(missing_docs)]
+pub struct Config {
+    pub idle_timeout: std::time::Duration,
+    pub keepalive: std::time::Duration,
+    pub max_conns_per_port: usize,
+    pub max_conns_total: usize,
+    pub syn_rate_limit: u32,
+    pub extensions: bool,
+}
+
 /// Marker so that the skeleton compiles; the real state machine replaces it.
 #[derive(Debug)]
 pub struct Streams {
@@ -169,6 +181,9 @@ pub struct Streams {
 
 #[allow(missing_docs, unused_variables, clippy::todo)]
 impl Streams {
+    pub fn new(config: Config, seed: [u8; 32]) -> Streams {
+        todo!()
+    }
     /// Takes a packet of protocol 1. `ingress` was established by the tunnel.
     pub fn handle_packet(&mut self, now: Instant, ingress: Ingress, packet: Packet<'_>) -> Handled {
         todo!()

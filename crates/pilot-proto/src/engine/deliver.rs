@@ -1,0 +1,253 @@
+//! Packets in and datagrams out: streams, datagrams, control (spec 03 sections 3, 6, 18, 20).
+
+use super::send::MAX_UDP;
+use super::{Engine, Event, Ingress, SendError};
+use crate::NodeId;
+use crate::stream::Handled;
+use crate::tunnel::pending;
+use crate::wire::addr::Addr;
+use crate::wire::beacon::RELAY_HEADER_LEN;
+use crate::wire::frame::PILS_OVERHEAD;
+use crate::wire::packet::{HEADER_LEN, Header, MAX_PAYLOAD, Packet, flags, port, protocol};
+use bytes::Bytes;
+use rand_core::Rng as _;
+use std::time::Instant;
+
+/// What a path probe's payload starts with; our own append a token, by which the pong is told apart.
+const PROBE: &[u8; 12] = b"pathprobe.v1";
+
+impl Engine {
+    /// Hands a packet of an established peer to its handler.
+    pub(super) fn deliver(&mut self, now: Instant, node: NodeId, packet: Packet<'_>) {
+        match packet.header.protocol {
+            protocol::STREAM => self.deliver_stream(now, node, packet),
+            protocol::DATAGRAM => self.deliver_datagram(now, node, packet),
+            protocol::CONTROL => self.deliver_control(now, node, packet),
+            _ => self.drops.unknown_protocol += 1,
+        }
+    }
+
+    fn deliver_stream(&mut self, now: Instant, node: NodeId, packet: Packet<'_>) {
+        self.note_app(now, node);
+        let dst_port = packet.header.dst_port;
+        let syn = packet.header.flags & (flags::SYN | flags::ACK) == flags::SYN;
+        let admitted = !syn || self.gate.admits_syn(now, node, dst_port);
+        match self.streams.handle_packet(now, Ingress { node, admitted }, packet) {
+            Handled::Accepted => {}
+            Handled::Dropped => self.drops.stream_packet += 1,
+            Handled::Untrusted => {
+                self.drops.untrusted_syn += 1;
+                self.knock(now, node, dst_port, false);
+            }
+        }
+    }
+
+    fn deliver_datagram(&mut self, now: Instant, node: NodeId, packet: Packet<'_>) {
+        let Header { src, src_port, dst_port, .. } = packet.header;
+        if packet.payload.is_empty() {
+            return self.drops.empty_datagram += 1;
+        }
+        if !self.gate.admits(now, node) {
+            self.drops.untrusted_datagram += 1;
+            return self.knock(now, node, dst_port, true);
+        }
+        self.note_app(now, node);
+        self.emit_datagram(src, src_port, dst_port, packet.payload);
+    }
+
+    fn emit_datagram(&mut self, src: Addr, src_port: u16, dst_port: u16, payload: &[u8]) {
+        let fields = serde_json::json!({
+            "src_addr": src.to_string(), "src_port": src_port, "dst_port": dst_port, "size": payload.len(),
+        });
+        self.emit(Event::Datagram { src, src_port, dst_port, payload: Bytes::copy_from_slice(payload) });
+        self.emit(Event::Publish("data.datagram", fields));
+    }
+
+    fn knock(&mut self, now: Instant, node: NodeId, port: u16, datagram: bool) {
+        if !self.gate.knock(now, node) {
+            return;
+        }
+        let name = if datagram { "datagram.rejected" } else { "syn.rejected" };
+        self.emit(Event::Publish(name, serde_json::json!({ "dst_port": port })));
+        self.emit(Event::Knock { node, port, datagram });
+    }
+
+    fn deliver_control(&mut self, now: Instant, node: NodeId, packet: Packet<'_>) {
+        if packet.header.flags & flags::ACK != 0 {
+            // A pong, or a one-way probe; never answered. A pong goes to the port the ping came from.
+            return self.deliver_pong(now, node, packet.payload);
+        }
+        if packet.header.dst_port != port::PING {
+            return self.drops.control_port += 1;
+        }
+        if self.gate.shuts_out(now, node) {
+            return self.drops.untrusted_ping += 1;
+        }
+        let ping = packet.header;
+        let src = if ping.dst.node == 0 { Addr { node: self.node, ..ping.dst } } else { ping.dst };
+        let pong = Header {
+            flags: flags::ACK,
+            protocol: protocol::CONTROL,
+            src,
+            dst: ping.src,
+            src_port: port::PING,
+            dst_port: ping.src_port,
+            seq: ping.seq,
+            ack: ping.seq.wrapping_add(1),
+            window: 0,
+        };
+        // Old peers send pings with source node 0; the answer goes to whoever sealed the frame.
+        self.send_header(now, node, &pong, packet.payload, None);
+    }
+
+    fn deliver_pong(&mut self, now: Instant, node: NodeId, payload: &[u8]) {
+        if payload.is_empty() {
+            return;
+        }
+        let Some(token) = payload.strip_prefix(PROBE) else {
+            return self.emit(Event::Pong { node, payload: Bytes::copy_from_slice(payload) });
+        };
+        let Ok(token) = <[u8; 8]>::try_from(token) else { return };
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if self.config.relay_only {
+            return;
+        }
+        let changed = peer.path.pong(u64::from_be_bytes(token));
+        self.touch(node);
+        if changed {
+            self.streams.path_changed(now, node);
+        }
+    }
+
+    /// Sends a probe to every address of the peer that is worth one.
+    pub(super) fn send_probes(&mut self, now: Instant, node: NodeId) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if peer.session.is_none() || self.config.relay_only || peer.path.relay_only {
+            return;
+        }
+        let rng = &mut self.rng;
+        for (addr, token) in peer.path.probe_targets(|| rng.next_u64()) {
+            let mut payload = [0; 20];
+            payload[..12].copy_from_slice(PROBE);
+            payload[12..].copy_from_slice(&token.to_be_bytes());
+            self.send_ping(now, node, &payload, Some(super::Origin::Direct(addr)));
+        }
+    }
+
+    pub(super) fn send_ping(
+        &mut self,
+        now: Instant,
+        node: NodeId,
+        payload: &[u8],
+        way: Option<super::Origin>,
+    ) {
+        let header = Header {
+            protocol: protocol::CONTROL,
+            src: Addr::backbone(self.node),
+            dst: Addr::backbone(node),
+            ..Header::default()
+        };
+        self.send_header(now, node, &header, payload, way);
+    }
+
+    /// A plain path probe on the peer's current path, for the watchdog.
+    pub(super) fn send_watch_probe(&mut self, now: Instant, node: NodeId) {
+        self.send_ping(now, node, PROBE, None);
+    }
+
+    // ---- sending -------------------------------------------------------------------------------------------
+
+    pub(super) fn datagram_out(
+        &mut self,
+        now: Instant,
+        to: Addr,
+        dst_port: u16,
+        payload: &[u8],
+    ) -> Result<(), SendError> {
+        if to.is_broadcast() {
+            return Err(SendError::Broadcast);
+        }
+        if payload.len() > MAX_PAYLOAD {
+            return Err(SendError::TooLarge(payload.len()));
+        }
+        let direct = self.peers.get(&to.node).is_some_and(|p| p.path.proven()) || self.beacon.addr.is_none();
+        let relay_header = if direct { 0 } else { RELAY_HEADER_LEN };
+        let most = MAX_UDP - PILS_OVERHEAD - HEADER_LEN - relay_header;
+        if payload.len() > most {
+            return Err(SendError::TooLong(payload.len(), most));
+        }
+        let src_port = self.streams.ephemeral_port().ok_or(SendError::PortsExhausted)?;
+        let src = Addr { network: to.network, node: self.node };
+        if to.node == self.node {
+            if !payload.is_empty() {
+                self.emit_datagram(src, src_port, dst_port, payload);
+            }
+            return Ok(());
+        }
+        let header =
+            Header { protocol: protocol::DATAGRAM, src, dst: to, src_port, dst_port, ..Header::default() };
+        self.packet_out(now, to.node, &header, payload)
+    }
+
+    pub(super) fn ping_out(&mut self, now: Instant, node: NodeId, payload: &[u8]) -> Result<(), SendError> {
+        let most = MAX_UDP - PILS_OVERHEAD - HEADER_LEN - RELAY_HEADER_LEN;
+        if payload.len() > most {
+            return Err(SendError::TooLong(payload.len(), most));
+        }
+        if node == self.node {
+            self.emit(Event::Pong { node, payload: Bytes::copy_from_slice(payload) });
+            return Ok(());
+        }
+        let (src, dst) = (Addr::backbone(self.node), Addr::backbone(node));
+        let header = Header { protocol: protocol::CONTROL, src, dst, ..Header::default() };
+        self.packet_out(now, node, &header, payload)
+    }
+
+    /// Sends a packet, or queues it until there is a session (spec 02 section 12).
+    fn packet_out(
+        &mut self,
+        now: Instant,
+        node: NodeId,
+        header: &Header,
+        payload: &[u8],
+    ) -> Result<(), SendError> {
+        let mut packet = Vec::with_capacity(HEADER_LEN + payload.len());
+        if header.emit(payload, &mut packet).is_err() {
+            return Err(SendError::TooLarge(payload.len()));
+        }
+        if self.can_send(node) {
+            self.send_now(now, node, &packet, None);
+            return Ok(());
+        }
+        let new = self.peers.get(&node).is_none_or(|p| p.pending.is_empty());
+        if new && self.pending_peers >= pending::MAX_PEERS {
+            return Err(SendError::TooManyPending);
+        }
+        self.reach(now, node);
+        let Some(peer) = self.peers.get_mut(&node) else { return Err(SendError::TooManyPending) };
+        if peer.in_cooldown(now) || !peer.pending.push(packet, now) {
+            return Err(SendError::PendingFull(node));
+        }
+        self.pending_peers += usize::from(new);
+        self.touch(node);
+        Ok(())
+    }
+
+    fn can_send(&self, node: NodeId) -> bool {
+        let Some(peer) = self.peers.get(&node) else { return false };
+        let way = peer.path.choose(self.beacon.addr.is_some(), self.config.relay_only);
+        way != crate::path::Choice::None && (peer.session.is_some() || !self.config.encrypt)
+    }
+
+    /// In plaintext mode packets only wait for the address.
+    pub(super) fn flush_pending(&mut self, now: Instant, node: NodeId) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let waiting = peer.pending.take();
+        if !waiting.is_empty() {
+            self.pending_peers = self.pending_peers.saturating_sub(1);
+        }
+        for packet in waiting {
+            self.send_now(now, node, &packet, None);
+        }
+    }
+}

@@ -1,0 +1,554 @@
+//! Key exchange: PILA and PILK in and out, sessions installed, peers' keys looked up (spec 02 sections 6, 7, 11).
+
+use super::peer::{CONFIRM, Peer, Previous, ROUTE_FRESH, ROUTE_PATIENCE, RouteState};
+use super::{Engine, Event, MAX_KEYS, MAX_PEERS, Origin};
+use crate::NodeId;
+use crate::crypto;
+use crate::path::Choice;
+use crate::stream::DialError;
+use crate::tunnel::exchange::{ANSWER_EVERY, DUPLICATE, Exchange, MAX_ABANDONED, SILENT};
+use crate::tunnel::session::Session;
+use crate::wire::beacon::{Message, relay_header};
+use crate::wire::frame::{self, Frame, Pila, Pilk};
+use rand_core::Rng as _;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Nodes whose keys may be looked up at the same time.
+pub(super) const MAX_LOOKUPS: usize = 256;
+/// Frames held per node until its key is known.
+const MAX_HELD: usize = 8;
+/// Largest frame held (bytes).
+const MAX_HELD_LEN: usize = 2048;
+/// A lookup the driver never answered is forgotten after this time.
+pub(super) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
+/// A failed lookup is remembered for this long.
+const FAILED_LOOKUP: Duration = Duration::from_secs(3);
+/// A key that contradicts the cached one is looked up again at most this often per node.
+const RECHECK_EVERY: Duration = Duration::from_secs(3);
+/// Direct addresses that get the first key exchange.
+const MAX_FIRST_CONTACT: usize = 3;
+
+/// A key lookup under way and the frames that wait for it, in order.
+#[derive(Debug)]
+pub(super) struct Lookup {
+    pub(super) asked: Instant,
+    held: VecDeque<(Origin, Vec<u8>)>,
+}
+
+impl Engine {
+    /// Steps 4 to 8 of spec 02 section 6. `ask`: the registry may be asked; false when it just was.
+    pub(super) fn receive_pila(&mut self, now: Instant, pila: &Pila<'_>, origin: Origin, ask: bool) {
+        let node = pila.node;
+        if self.lookups.contains_key(&node) && ask {
+            return self.hold(node, origin, &frame::pila(node, pila.x25519, pila.ed25519, pila.signature));
+        }
+        match self.keys.get(&node) {
+            Some(key) if key == pila.ed25519 => {}
+            Some(_) => {
+                // Perhaps the peer rotated its key. The cached one stays valid until the registry has spoken.
+                if ask && self.limits.rechecks.once(node, now, RECHECK_EVERY) {
+                    self.look_up(now, node);
+                    return self.hold(
+                        node,
+                        origin,
+                        &frame::pila(node, pila.x25519, pila.ed25519, pila.signature),
+                    );
+                }
+                return self.drops.key_mismatch += 1;
+            }
+            None if ask && !self.limits.failed_lookups.active(node, now) => {
+                self.look_up(now, node);
+                return self.hold(
+                    node,
+                    origin,
+                    &frame::pila(node, pila.x25519, pila.ed25519, pila.signature),
+                );
+            }
+            None => return self.drops.key_unknown += 1,
+        }
+        if !crypto::verify(pila.ed25519, &frame::pila_signed(node, pila.x25519), pila.signature) {
+            return self.drops.bad_signature += 1;
+        }
+        self.accept_exchange(now, node, pila.x25519, Some(pila.ed25519), origin);
+    }
+
+    /// Spec 02 section 7.
+    pub(super) fn receive_pilk(&mut self, now: Instant, pilk: &Pilk<'_>, origin: Origin, ask: bool) {
+        let node = pilk.node;
+        if self.lookups.contains_key(&node) && ask {
+            return self.hold(node, origin, &frame::pilk(node, pilk.x25519));
+        }
+        if self.keys.contains_key(&node) {
+            return self.answer_key_request(now, node, origin);
+        }
+        if ask && !self.limits.failed_lookups.active(node, now) {
+            self.look_up(now, node);
+            return self.hold(node, origin, &frame::pilk(node, pilk.x25519));
+        }
+        let authenticated =
+            self.peers.get(&node).and_then(|p| p.session.as_ref()).is_some_and(|s| s.authenticated);
+        if authenticated || !self.config.allow_anonymous.contains(&node) {
+            return self.drops.anonymous_refused += 1;
+        }
+        self.accept_exchange(now, node, pilk.x25519, None, origin);
+    }
+
+    /// A registered peer lost its half of the session: it gets our PILA until it answers.
+    fn answer_key_request(&mut self, now: Instant, node: NodeId, origin: Origin) {
+        let known = self.peers.contains_key(&node);
+        // Room for peers that prove themselves is not given to peers that merely ask.
+        if known || self.peers.len() < MAX_PEERS / 2 {
+            self.enter(now, node);
+        }
+        if let Some(peer) = self.peers.get_mut(&node) {
+            if let Origin::Direct(from) = origin
+                && peer.session.is_none()
+                && !self.config.relay_only
+            {
+                peer.path.learn(from);
+            }
+            if peer.exchange.is_none() && !peer.in_cooldown(now) {
+                let mut exchange = Exchange::new(false, now);
+                exchange.sent(now);
+                peer.exchange = Some(exchange);
+                self.exchanging += 1;
+                self.touch(node);
+            }
+        }
+        let pila = self.pila.to_vec();
+        self.answer(origin, node, pila);
+    }
+
+    /// An exchange whose sender is settled: install, replace or confirm the session.
+    fn accept_exchange(
+        &mut self,
+        now: Instant,
+        node: NodeId,
+        x25519: &[u8; 32],
+        proven: Option<&[u8; 32]>,
+        origin: Origin,
+    ) {
+        let authenticated = proven.is_some();
+        if let Some(peer) = self.peers.get_mut(&node) {
+            if peer.abandoned.contains(x25519) {
+                return self.drops.abandoned_key += 1;
+            }
+            if let Some(session) = peer.session.as_mut().filter(|s| s.peer_key == *x25519) {
+                session.authenticated |= authenticated;
+                return self.same_key_exchange(now, node, authenticated, origin);
+            }
+        }
+        let back = self
+            .peers
+            .get(&node)
+            .and_then(|peer| peer.previous.as_ref())
+            .is_some_and(|previous| previous.session.peer_key == *x25519);
+        let key = if back { None } else { self.secret.session_key(x25519) };
+        if !back && key.is_none() {
+            return self.drops.low_order_key += 1;
+        }
+        if !self.enter(now, node) {
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let rekeyed = peer.session.is_some();
+        let Some(key) = key else {
+            // The key that was replaced a moment ago: nothing has shown yet which of the two is the peer's.
+            if let (Some(previous), Some(session)) = (&mut peer.previous, &mut peer.session) {
+                std::mem::swap(&mut previous.session, session);
+            }
+            return self.established(now, node, proven, rekeyed, origin);
+        };
+        let mut prefix = [0; 4];
+        self.rng.fill_bytes(&mut prefix);
+        let session = Session::new(key, *x25519, authenticated, prefix, now);
+        if let Some(replaced) = peer.session.replace(session) {
+            let direct = peer.path.direct().filter(|_| peer.path.proven());
+            // If the session replaced now was itself never confirmed, the one before it stays.
+            peer.previous.get_or_insert(Previous { session: replaced, direct });
+        }
+        self.established(now, node, proven, rekeyed, origin);
+    }
+
+    /// The effects of an installed session.
+    fn established(
+        &mut self,
+        now: Instant,
+        node: NodeId,
+        proven: Option<&[u8; 32]>,
+        rekeyed: bool,
+        origin: Origin,
+    ) {
+        let pila = self.pila.to_vec();
+        self.answer(origin, node, pila);
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.last_in = now;
+        peer.cooldown = None;
+        peer.unreadable = false;
+        peer.last_app.get_or_insert(now);
+        if peer.exchange.take().is_some() {
+            self.exchanging = self.exchanging.saturating_sub(1);
+        }
+        match origin {
+            Origin::Direct(from) if !self.config.relay_only => peer.path.contacted_directly(now, from),
+            _ => {
+                if rekeyed {
+                    peer.path.reset();
+                }
+                peer.path.contacted_by_relay(now);
+            }
+        }
+        let salvaged = peer.salvage.take(now);
+        let pending = peer.pending.take();
+        if !pending.is_empty() {
+            self.pending_peers = self.pending_peers.saturating_sub(1);
+        }
+        let relay = matches!(origin, Origin::Relay(_));
+        self.publish_established(node, proven.is_some(), relay, rekeyed);
+        if let Some(key) = proven {
+            self.emit(Event::PeerKeyProven { node, key: *key });
+        }
+        if rekeyed && !salvaged.is_empty() {
+            let fields = serde_json::json!({ "peer_node_id": node, "replayed": salvaged.len() });
+            self.emit(Event::Publish("tunnel.desync_salvage", fields));
+        }
+        for packet in salvaged.into_iter().filter(|_| rekeyed).chain(pending) {
+            self.send_now(now, node, &packet, None);
+        }
+        self.touch(node);
+        self.streams.path_changed(now, node);
+    }
+
+    /// An exchange with the key already in use (spec 02 section 6): the session stays as it is.
+    fn same_key_exchange(&mut self, now: Instant, node: NodeId, authenticated: bool, origin: Origin) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let Some(session) = &peer.session else { return };
+        let pending = peer.exchange.take().is_some();
+        if pending {
+            self.exchanging = self.exchanging.saturating_sub(1);
+        }
+        if now.saturating_duration_since(session.installed) < DUPLICATE {
+            self.drops.duplicate_exchange += 1;
+            self.touch(node);
+            return;
+        }
+        peer.cooldown = None;
+        // PILA has no freshness: where it came from is worth a probe, never a change of address by itself.
+        if let Origin::Direct(from) = origin
+            && !self.config.relay_only
+            && peer.path.direct() != Some(from)
+        {
+            peer.path.learn(from);
+            if !peer.path.proven() || peer.path.silent_for(now, SILENT) {
+                peer.path.probe_soon(now);
+            }
+        }
+        let silent = now.saturating_duration_since(session.heard()) > SILENT;
+        let may_answer = peer.answered.is_none_or(|at| now.saturating_duration_since(at) >= ANSWER_EVERY);
+        let answer = authenticated && silent && may_answer;
+        if answer {
+            peer.answered = Some(now);
+        }
+        let waiting = peer.pending.take();
+        if !waiting.is_empty() {
+            self.pending_peers = self.pending_peers.saturating_sub(1);
+        }
+        if answer {
+            let pila = self.pila.to_vec();
+            self.answer(origin, node, pila);
+            // The keepalive shows a peer that still holds the session that all is well, so that two nodes cannot
+            // go on answering each other.
+            self.send_keepalive(now, node, Some(origin));
+        }
+        for packet in waiting {
+            self.send_now(now, node, &packet, None);
+        }
+        self.publish_established(node, authenticated, matches!(origin, Origin::Relay(_)), false);
+        self.touch(node);
+    }
+
+    /// The replaced session still opens fresh frames, and its replacement has opened none: somebody repeated an
+    /// exchange the peer made long ago. Take the replacement back.
+    pub(super) fn restore_replaced(&mut self, now: Instant, node: NodeId) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let doubtful = peer
+            .session
+            .as_ref()
+            .is_some_and(|s| s.decrypted.is_none() && now.saturating_duration_since(s.installed) > CONFIRM);
+        if !doubtful {
+            return;
+        }
+        let Some(previous) = peer.previous.take() else { return };
+        if let Some(bogus) = peer.session.replace(previous.session) {
+            Self::abandon(&mut peer.abandoned, bogus.peer_key);
+        }
+        if let Some(direct) = previous.direct {
+            peer.path.contacted_directly(now, direct);
+        }
+        self.streams.path_changed(now, node);
+        self.touch(node);
+    }
+
+    pub(super) fn abandon(abandoned: &mut VecDeque<[u8; 32]>, key: [u8; 32]) {
+        if abandoned.contains(&key) {
+            return;
+        }
+        if abandoned.len() >= MAX_ABANDONED {
+            abandoned.pop_front();
+        }
+        abandoned.push_back(key);
+    }
+
+    fn publish_established(&mut self, node: NodeId, authenticated: bool, relay: bool, rekeyed: bool) {
+        let mut fields =
+            serde_json::json!({ "authenticated": authenticated, "relay": relay, "rekeyed": rekeyed });
+        if self.gate.trusted.contains(&node) {
+            fields["peer_node_id"] = node.into();
+        }
+        self.emit(Event::TunnelEstablished { node, authenticated, relay, rekeyed });
+        self.emit(Event::Publish("tunnel.established", fields));
+    }
+
+    // ---- key lookups ---------------------------------------------------------------------------------------
+
+    /// Asks the driver for a node's key, unless it is known, asked for, or failed a moment ago.
+    pub(super) fn want_key(&mut self, now: Instant, node: NodeId) {
+        let failed = self.limits.failed_lookups.active(node, now);
+        if self.config.encrypt && !failed && !self.keys.contains_key(&node) {
+            self.look_up(now, node);
+        }
+    }
+
+    fn look_up(&mut self, now: Instant, node: NodeId) {
+        if self.lookups.contains_key(&node) || self.lookups.len() >= MAX_LOOKUPS {
+            return;
+        }
+        self.lookups.insert(node, Lookup { asked: now, held: VecDeque::new() });
+        self.emit(Event::NeedKey(node));
+    }
+
+    /// Keeps a frame until its sender's key is known.
+    fn hold(&mut self, node: NodeId, origin: Origin, frame: &[u8]) {
+        match self.lookups.get_mut(&node) {
+            Some(lookup) if lookup.held.len() < MAX_HELD && frame.len() <= MAX_HELD_LEN => {
+                lookup.held.push_back((origin, frame.to_vec()));
+            }
+            _ => self.drops.lookup_overflow += 1,
+        }
+    }
+
+    /// An encrypted packet must not overtake the exchange that makes it readable.
+    pub(super) fn hold_pils(&mut self, node: NodeId, origin: Origin, frame: &[u8]) -> bool {
+        let readable = self.peers.get(&node).is_some_and(|p| p.session.is_some());
+        let waiting = self.lookups.get(&node).is_some_and(|l| !l.held.is_empty());
+        if readable || !waiting {
+            return false;
+        }
+        self.hold(node, origin, frame);
+        true
+    }
+
+    pub(super) fn key_answer(&mut self, now: Instant, node: NodeId, key: Option<[u8; 32]>) {
+        match key {
+            Some(key) => {
+                if self.keys.len() >= MAX_KEYS && !self.keys.contains_key(&node) {
+                    let peers = &self.peers;
+                    self.keys.retain(|node, _| peers.contains_key(node));
+                }
+                self.keys.insert(node, key);
+                self.limits.failed_lookups.clear(node);
+            }
+            None => {
+                self.limits.failed_lookups.set(node, now, now + FAILED_LOOKUP);
+            }
+        }
+        let Some(lookup) = self.lookups.remove(&node) else { return };
+        for (origin, mut held) in lookup.held {
+            match Frame::parse(&held) {
+                Ok(Frame::Pila(pila)) => self.receive_pila(now, &pila, origin, false),
+                Ok(Frame::Pilk(pilk)) => self.receive_pilk(now, &pilk, origin, false),
+                Ok(Frame::Pils(header)) => self.receive_pils(now, header, origin, &mut held),
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) fn expire_lookups(&mut self, now: Instant) {
+        while let Some(node) = self
+            .lookups
+            .iter()
+            .find(|(_, l)| now.saturating_duration_since(l.asked) >= LOOKUP_TIMEOUT)
+            .map(|(node, _)| *node)
+        {
+            self.key_answer(now, node, None);
+        }
+    }
+
+    // ---- reaching a peer -----------------------------------------------------------------------------------
+
+    /// Makes sure the peer table has this node. False: it is full.
+    pub(super) fn enter(&mut self, now: Instant, node: NodeId) -> bool {
+        if self.peers.contains_key(&node) {
+            return true;
+        }
+        if self.peers.len() >= MAX_PEERS {
+            self.drops.peer_table_full += 1;
+            return false;
+        }
+        self.peers.insert(node, Peer::new(now));
+        self.emit(Event::Publish("tunnel.peer_added", serde_json::json!({ "peer_node_id": node })));
+        self.touch(node);
+        true
+    }
+
+    /// We want to talk to this node: find out where it is and agree on a key.
+    pub(super) fn reach(&mut self, now: Instant, node: NodeId) {
+        if node == self.node || !self.enter(now, node) {
+            return;
+        }
+        self.want_key(now, node);
+        let Some(peer) = self.peers.get(&node) else { return };
+        if peer.session.is_some() {
+            return;
+        }
+        let located = peer.path.addresses().next().is_some() || peer.path.relay_only;
+        match peer.route {
+            RouteState::Known(at) if now.saturating_duration_since(at) < ROUTE_FRESH => {}
+            _ => self.want_route(now, node),
+        }
+        if located {
+            self.start_exchange(now, node);
+        }
+    }
+
+    /// Asks the driver where a node is, unless it is being asked.
+    pub(super) fn want_route(&mut self, now: Instant, node: NodeId) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if let RouteState::Asked(at) = peer.route
+            && now.saturating_duration_since(at) < ROUTE_PATIENCE
+        {
+            return;
+        }
+        peer.route = RouteState::Asked(now);
+        self.emit(Event::NeedRoute(node));
+    }
+
+    pub(super) fn route_answer(&mut self, now: Instant, node: NodeId, route: Result<super::Route, String>) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        match route {
+            Ok(route) => {
+                peer.route = RouteState::Known(now);
+                peer.path.relay_only = route.relay_only;
+                if !self.config.relay_only && !route.relay_only {
+                    peer.path.set_routes(&route.direct);
+                }
+                if self.beacon.addr.is_none() && peer.path.addresses().next().is_none() {
+                    let reason = format!("node {node} has no real address");
+                    return self.route_failed(now, node, reason);
+                }
+                if peer.session.is_some() {
+                    return self.touch(node);
+                }
+                if !self.config.encrypt {
+                    self.flush_pending(now, node);
+                    return self.streams.path_changed(now, node);
+                }
+                if peer.exchange.is_none() {
+                    self.request_punch(now, node);
+                }
+                self.start_exchange(now, node);
+            }
+            Err(reason) => self.route_failed(now, node, reason),
+        }
+    }
+
+    fn route_failed(&mut self, now: Instant, node: NodeId, reason: String) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.route = RouteState::Unknown;
+        // A peer that found us first can be answered without the directory.
+        if peer.session.is_some() || peer.path.addresses().next().is_some() {
+            return;
+        }
+        self.streams.fail_dials(now, node, DialError::Resolve { node, reason });
+        self.remove_peer(node);
+    }
+
+    /// Asks the beacon to let the peer and us punch.
+    pub(super) fn request_punch(&mut self, now: Instant, node: NodeId) {
+        let Some(beacon) = self.beacon.addr else { return };
+        let Some(peer) = self.peers.get(&node) else { return };
+        if self.config.relay_only || peer.path.relay_only || peer.path.addresses().next().is_none() {
+            return;
+        }
+        let mut bytes = Vec::with_capacity(9);
+        Message::PunchRequest { requester: self.node, target: node }.emit(&mut bytes);
+        self.send_control(beacon, bytes);
+        if self.punches.len() < MAX_LOOKUPS || self.punches.contains_key(&node) {
+            self.punches.insert(node, now);
+        }
+    }
+
+    /// Starts a key exchange at the eager pace, or speeds up the one under way.
+    pub(super) fn start_exchange(&mut self, now: Instant, node: NodeId) {
+        if !self.config.encrypt {
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if peer.in_cooldown(now) {
+            return;
+        }
+        match &mut peer.exchange {
+            Some(exchange) => exchange.hurry(),
+            None => {
+                peer.exchange = Some(Exchange::new(true, now));
+                self.exchanging += 1;
+                self.send_exchange(now, node);
+            }
+        }
+        self.touch(node);
+    }
+
+    /// Sends our key to a peer, straight to its addresses and through the relay, and sets the next try.
+    pub(super) fn send_exchange(&mut self, now: Instant, node: NodeId) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let Some(exchange) = &mut peer.exchange else { return };
+        let ask = peer.session.is_none() && (exchange.attempts > 0 || peer.unreadable);
+        exchange.sent(now);
+        let never_direct = self.config.relay_only || peer.path.relay_only;
+        let direct: Vec<_> = match peer.path.choose(self.beacon.addr.is_some(), never_direct) {
+            _ if never_direct => Vec::new(),
+            Choice::Direct(addr) if peer.session.is_some() => vec![addr],
+            _ => peer.path.addresses().take(MAX_FIRST_CONTACT).collect(),
+        };
+        for addr in direct {
+            let pila = self.pila.to_vec();
+            self.send_control(addr, pila);
+            if ask {
+                let pilk = self.pilk.to_vec();
+                self.send_control(addr, pilk);
+            }
+        }
+        let pila = self.pila.to_vec();
+        self.send_relayed(node, &pila);
+        if ask {
+            let pilk = self.pilk.to_vec();
+            self.send_relayed(node, &pilk);
+        }
+    }
+
+    /// Sends a frame back the way a frame of `node` came.
+    pub(super) fn answer(&mut self, origin: Origin, node: NodeId, frame: Vec<u8>) {
+        match origin {
+            Origin::Direct(from) if !self.config.relay_only => self.send_control(from, frame),
+            _ => self.send_relayed(node, &frame),
+        }
+    }
+
+    pub(super) fn send_relayed(&mut self, node: NodeId, frame: &[u8]) {
+        let Some(beacon) = self.beacon.addr else { return };
+        let mut bytes = relay_header(self.node, node).to_vec();
+        bytes.extend_from_slice(frame);
+        self.send_control(beacon, bytes);
+    }
+}

@@ -1,0 +1,168 @@
+//! What the engine knows about one peer.
+
+use crate::path::Path;
+use crate::tunnel::exchange::Exchange;
+use crate::tunnel::pending::{Queue, Salvage};
+use crate::tunnel::session::Session;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// Silence after which a keepalive is sent to a peer in use.
+pub(super) const KEEPALIVE: Duration = Duration::from_secs(25);
+/// Time without application traffic after which a peer without connections counts as idle.
+pub(super) const IDLE: Duration = Duration::from_secs(120);
+/// Time without any traffic after which a peer without connections is removed.
+pub(super) const REAP: Duration = Duration::from_secs(300);
+/// Silence of a peer in use after which the watchdog probes it.
+pub(super) const WATCH: Duration = Duration::from_secs(55);
+/// Distance of the watchdog's probes.
+pub(super) const WATCH_EVERY: Duration = Duration::from_secs(10);
+/// Probes of the watchdog before it resets the path.
+pub(super) const WATCH_PROBES: u32 = 3;
+/// Distance of two resets by the watchdog.
+pub(super) const RESET_EVERY: Duration = Duration::from_secs(120);
+/// Distance of two resets because a key exchange was given up.
+pub(super) const GIVE_UP_RESET_EVERY: Duration = Duration::from_secs(30);
+/// How long the directory's answer is good for.
+pub(super) const ROUTE_FRESH: Duration = Duration::from_secs(60);
+/// How long to wait for the directory's answer before asking again.
+pub(super) const ROUTE_PATIENCE: Duration = Duration::from_secs(10);
+/// A replacement session that has opened nothing while the replaced one still opens fresh frames after this time
+/// was no replacement.
+pub(super) const CONFIRM: Duration = Duration::from_secs(2);
+
+/// How far the question where a peer is has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RouteState {
+    /// Never asked.
+    Unknown,
+    /// Asked then.
+    Asked(Instant),
+    /// Answered then.
+    Known(Instant),
+}
+
+/// The session a rekey replaced. It still receives, until the new one has opened a frame.
+#[derive(Debug)]
+pub(super) struct Previous {
+    pub(super) session: Session,
+    /// The proven direct address at that time.
+    pub(super) direct: Option<SocketAddr>,
+}
+
+/// One tunnel peer.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) session: Option<Session>,
+    pub(super) previous: Option<Previous>,
+    pub(super) path: Path,
+    pub(super) exchange: Option<Exchange>,
+    /// Until then no exchange is pending and packets are refused.
+    pub(super) cooldown: Option<Instant>,
+    pub(super) pending: Queue,
+    pub(super) salvage: Salvage,
+    /// It sent a frame we could not read: ask for its key at the first send.
+    pub(super) unreadable: bool,
+    /// Last answer to an exchange with an unchanged key.
+    pub(super) answered: Option<Instant>,
+    /// Tunnel keys it has replaced, oldest first.
+    pub(super) abandoned: VecDeque<[u8; 32]>,
+    pub(super) route: RouteState,
+    pub(super) last_in: Instant,
+    pub(super) last_out: Instant,
+    pub(super) last_app: Option<Instant>,
+    pub(super) watch_probes: u32,
+    pub(super) watch_next: Instant,
+    pub(super) last_reset: Option<Instant>,
+    pub(super) last_give_up_reset: Option<Instant>,
+    /// When its timer is set to.
+    pub(super) armed: Option<Instant>,
+    /// Its timer was set without regard to keepalives because it was idle.
+    pub(super) asleep: bool,
+    /// Its timer must be computed anew.
+    pub(super) dirty: bool,
+}
+
+impl Peer {
+    pub(super) fn new(now: Instant) -> Peer {
+        Peer {
+            session: None,
+            previous: None,
+            path: Path::default(),
+            exchange: None,
+            cooldown: None,
+            pending: Queue::default(),
+            salvage: Salvage::default(),
+            unreadable: false,
+            answered: None,
+            abandoned: VecDeque::new(),
+            route: RouteState::Unknown,
+            last_in: now,
+            last_out: now,
+            last_app: None,
+            watch_probes: 0,
+            watch_next: now,
+            last_reset: None,
+            last_give_up_reset: None,
+            armed: None,
+            asleep: false,
+            dirty: false,
+        }
+    }
+
+    /// A connection is open, or application traffic flowed in the last two minutes.
+    pub(super) fn active(&self, now: Instant, connections: bool) -> bool {
+        connections || self.last_app.is_some_and(|at| now.saturating_duration_since(at) < IDLE)
+    }
+
+    pub(super) fn last_traffic(&self) -> Instant {
+        self.last_in.max(self.last_out)
+    }
+
+    pub(super) fn in_cooldown(&self, now: Instant) -> bool {
+        self.cooldown.is_some_and(|until| now < until)
+    }
+
+    /// When its timer must run next. `connections`: streams with it exist.
+    pub(super) fn deadline(&self, now: Instant, connections: bool) -> Option<Instant> {
+        let active = self.active(now, connections);
+        let mut next = self.path.deadline(active && self.session.is_some());
+        let mut at_most = |at: Instant| next = Some(next.map_or(at, |n: Instant| n.min(at)));
+        if let Some(exchange) = &self.exchange {
+            at_most(exchange.next);
+        }
+        if let Some(at) = self.pending.expires() {
+            at_most(at);
+        }
+        if self.exchange.is_none()
+            && (connections || !self.pending.is_empty())
+            && let Some(until) = self.cooldown
+        {
+            at_most(until);
+        }
+        if active && self.session.is_some() {
+            at_most(self.last_out + KEEPALIVE);
+            at_most(self.watch_due());
+        }
+        // With connections the peer stays; look again later, because their end is not announced.
+        at_most(if connections {
+            (self.last_traffic() + REAP).max(now + IDLE)
+        } else {
+            self.last_traffic() + REAP
+        });
+        if let Some(at) = self.last_app.filter(|_| active && !connections) {
+            at_most(at + IDLE);
+        }
+        next
+    }
+
+    /// When the watchdog wants to look at this peer, if it is in use.
+    pub(super) fn watch_due(&self) -> Instant {
+        let silent = self.last_in + WATCH;
+        if self.watch_probes == 0 {
+            return self.last_reset.map_or(silent, |at| silent.max(at + RESET_EVERY));
+        }
+        self.watch_next.max(silent)
+    }
+}

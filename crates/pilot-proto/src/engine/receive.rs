@@ -1,0 +1,362 @@
+//! Datagrams in: dispatch, beacon messages, opening of encrypted packets (spec 02 sections 2 and 8).
+
+use super::{Engine, Event, Origin};
+use crate::NodeId;
+use crate::tunnel::exchange::UNREADABLE_EVERY;
+use crate::tunnel::limits::Bucket;
+use crate::tunnel::session::{Fault, OpenError};
+use crate::wire::beacon::{Message, NOTIFY_HANDSHAKE};
+use crate::wire::frame::{Frame, FrameError, PILP, PILS_HEADER_LEN, Pils};
+use crate::wire::packet::{Packet, port, protocol};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// A DiscoverReply counts only this long after a Discover.
+const REPLY_WITHIN: Duration = Duration::from_secs(2);
+/// Copies of a punch.
+const PUNCHES: usize = 3;
+/// Punch commands obeyed per second.
+const PUNCH_RATE: u32 = 10;
+/// A punch command within this time of a single punch request is the answer to it.
+const PUNCH_ANSWER: Duration = Duration::from_secs(2);
+/// Bytes before the frame in a relay delivery: type and sender.
+const DELIVER_HEADER: usize = 5;
+/// Security events per second.
+const SECURITY_EVENTS: u32 = 10;
+
+impl Engine {
+    pub(super) fn receive(&mut self, now: Instant, from: SocketAddr, datagram: &mut [u8]) {
+        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+        match datagram.first() {
+            Some(kind) if *kind < 0x10 => self.receive_beacon(now, from, datagram),
+            _ => self.receive_frame(now, Origin::Direct(from), datagram),
+        }
+    }
+
+    fn receive_beacon(&mut self, now: Instant, from: SocketAddr, datagram: &mut [u8]) {
+        if self.beacon.addr != Some(from) {
+            self.drops.not_the_beacon += 1;
+            return;
+        }
+        match Message::parse(datagram) {
+            Ok(Message::RelayDeliver { from: sender, frame }) => {
+                if frame.len() < 4 {
+                    self.drops.empty_relay += 1;
+                    return;
+                }
+                self.receive_frame(now, Origin::Relay(sender), &mut datagram[DELIVER_HEADER..]);
+            }
+            Ok(Message::DiscoverReply(addr)) => {
+                let asked =
+                    self.beacon.asked.is_some_and(|at| now.saturating_duration_since(at) <= REPLY_WITHIN);
+                if asked {
+                    self.emit(Event::Observed(addr));
+                } else {
+                    self.drops.unasked_discover_reply += 1;
+                }
+            }
+            Ok(Message::PunchCommand(addr)) => self.punch(now, addr),
+            Ok(Message::Notify { kind: NOTIFY_HANDSHAKE }) => self.emit(Event::Notified),
+            _ => self.drops.bad_beacon_message += 1,
+        }
+    }
+
+    fn punch(&mut self, now: Instant, addr: SocketAddr) {
+        let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
+        let bucket = self.punch_bucket.get_or_insert_with(|| Bucket::new(PUNCH_RATE, now));
+        if self.config.relay_only || !self.config.encrypt || !bucket.take(PUNCH_RATE, now) {
+            self.drops.punch_refused += 1;
+            return;
+        }
+        for _ in 0..PUNCHES {
+            self.send_control(addr, PILP.to_vec());
+        }
+        // The command does not say whom it is about. If exactly one peer was asked for, it is that one.
+        let recent = |at: &Instant| now.saturating_duration_since(*at) <= PUNCH_ANSWER;
+        self.punches.retain(|_, at| recent(at));
+        let single = (self.punches.len() == 1).then(|| self.punches.pop_first()).flatten();
+        if let Some((node, _)) = single
+            && let Some(peer) = self.peers.get_mut(&node)
+        {
+            peer.path.learn(addr);
+            if peer.session.is_some() {
+                peer.path.probe_soon(now);
+                self.touch(node);
+            } else {
+                let pila = self.pila.to_vec();
+                self.send_control(addr, pila);
+            }
+        }
+    }
+
+    fn receive_frame(&mut self, now: Instant, origin: Origin, datagram: &mut [u8]) {
+        let frame = match Frame::parse(datagram) {
+            Ok(frame) => frame,
+            Err(FrameError::UnknownMagic) => return self.drops.unknown_frame += 1,
+            Err(FrameError::TooShort { .. }) => return self.drops.short_frame += 1,
+        };
+        match frame {
+            Frame::Beacon(_) => self.drops.bad_beacon_message += 1,
+            Frame::Pila(pila) => {
+                if self.admit_exchange(now, pila.node, origin) {
+                    self.receive_pila(now, &pila, origin, true);
+                }
+            }
+            Frame::Pilk(pilk) => {
+                if self.admit_exchange(now, pilk.node, origin) {
+                    self.receive_pilk(now, &pilk, origin, true);
+                }
+            }
+            Frame::Pils(header) => self.receive_pils(now, header, origin, datagram),
+            Frame::Pilt(packet) => {
+                if self.config.encrypt {
+                    self.drops.plaintext_refused += 1;
+                } else {
+                    self.receive_plain(now, origin, packet);
+                }
+            }
+            Frame::Pilp => self.receive_punch(now, origin),
+        }
+    }
+
+    /// Somebody's punch came through: if a key exchange is under way, it may be with them.
+    fn receive_punch(&mut self, now: Instant, origin: Origin) {
+        let Origin::Direct(from) = origin else { return };
+        let waiting = self.exchanging > 0 && !self.config.relay_only;
+        if waiting && self.limits.unreadable_direct.allow(from.ip(), now) {
+            let pila = self.pila.to_vec();
+            self.send_control(from, pila);
+        }
+    }
+
+    /// The cheap checks of spec 02 section 6, steps 1 to 3.
+    fn admit_exchange(&mut self, now: Instant, node: NodeId, origin: Origin) -> bool {
+        if !self.config.encrypt {
+            self.drops.encryption_off += 1;
+            return false;
+        }
+        if node == self.node {
+            self.drops.own_id += 1;
+            return false;
+        }
+        let allowed = match origin {
+            Origin::Direct(from) => self.limits.direct.allow(from.ip(), now),
+            Origin::Relay(sender) => self.limits.relayed.allow(sender, now),
+        };
+        if !allowed {
+            match origin {
+                Origin::Direct(_) => self.drops.rate_limited_direct += 1,
+                Origin::Relay(_) => self.drops.rate_limited_relay += 1,
+            }
+            return false;
+        }
+        if self.gate.shuts_out(now, node) {
+            self.drops.untrusted_exchange += 1;
+            return false;
+        }
+        true
+    }
+
+    /// Opens an encrypted packet in place and delivers it. `datagram` is the whole frame.
+    pub(super) fn receive_pils(&mut self, now: Instant, header: Pils, origin: Origin, datagram: &mut [u8]) {
+        let node = header.node;
+        if !self.config.encrypt {
+            return self.drops.encryption_off += 1;
+        }
+        if node == self.node {
+            return self.drops.own_id += 1;
+        }
+        if self.hold_pils(node, origin, datagram) {
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(&node) else { return self.unreadable(now, node, origin) };
+        let old = peer.previous.as_ref().is_some_and(|p| p.session.knows_prefix(header.prefix));
+        let session = match &mut peer.previous {
+            Some(previous) if old => Some(&mut previous.session),
+            _ => peer.session.as_mut(),
+        };
+        let Some(session) = session else { return self.unreadable(now, node, origin) };
+        let wire_len = datagram.len() as u64;
+        let opened = session.open(now, &header, &mut datagram[PILS_HEADER_LEN..]);
+        let (plain, accepted) = match opened {
+            Ok(opened) => opened,
+            Err(error) => return self.session_fault(now, node, header.counter, origin, old, error),
+        };
+        self.counters.encryption_success += 1;
+        self.counters.pkts_recv += 1;
+        self.counters.bytes_recv += wire_len;
+        let packet = match Packet::parse(plain) {
+            Ok(packet) => packet,
+            Err(_) => return self.drops.bad_packet += 1,
+        };
+        let keepalive = packet.header.protocol == protocol::CONTROL
+            && packet.header.dst_port == port::PING
+            && packet.payload.is_empty();
+        let source = packet.header.src.node;
+        if source != node && !(keepalive && source == 0) {
+            self.drops.source_spoofed += 1;
+            return self.publish_spoofed(now, node, source);
+        }
+        self.alive(now, node, origin, accepted.newest && !accepted.opened && !old, old);
+        if !keepalive {
+            self.deliver(now, node, packet);
+        }
+    }
+
+    /// A frame of this peer opened: it lives, and its half of the exchange is done.
+    fn alive(&mut self, now: Instant, node: NodeId, origin: Origin, may_move: bool, old: bool) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.last_in = now;
+        peer.cooldown = None;
+        peer.unreadable = false;
+        let recovered = peer.watch_probes > 0;
+        let probes = std::mem::take(&mut peer.watch_probes);
+        let mut touch = recovered;
+        if peer.exchange.take().is_some() {
+            self.exchanging = self.exchanging.saturating_sub(1);
+            touch = true;
+        }
+        if !old {
+            // The new session is confirmed; what it replaced never comes back.
+            if let Some(previous) = peer.previous.take() {
+                Self::abandon(&mut peer.abandoned, previous.session.peer_key);
+            }
+        }
+        let mut moved = false;
+        match origin {
+            Origin::Direct(from) if !self.config.relay_only => {
+                let probing = peer.path.deadline(true);
+                moved = peer.path.direct_in(now, from, may_move);
+                touch |= moved || probing != peer.path.deadline(true);
+            }
+            Origin::Direct(_) => {}
+            Origin::Relay(_) => {
+                let probing = peer.path.deadline(true);
+                peer.path.relayed_in(now);
+                touch |= probing != peer.path.deadline(true);
+            }
+        }
+        if old {
+            self.restore_replaced(now, node);
+        }
+        if touch {
+            self.touch(node);
+        }
+        if moved {
+            self.streams.path_changed(now, node);
+        }
+        if recovered {
+            let fields = serde_json::json!({ "peer_node_id": node, "probes_sent": probes });
+            self.emit(Event::Publish("tunnel.path_recovered", fields));
+        }
+    }
+
+    fn session_fault(
+        &mut self,
+        now: Instant,
+        node: NodeId,
+        counter: u64,
+        origin: Origin,
+        old: bool,
+        error: OpenError,
+    ) {
+        self.counters.encryption_failure += 1;
+        match error.fault {
+            Fault::Decrypt => self.drops.decrypt_failed += 1,
+            Fault::Replay => {
+                self.drops.replayed += 1;
+                if self.security_event(now) {
+                    let fields = serde_json::json!({ "peer_hash": node_hash(node), "counter": counter });
+                    self.emit(Event::Publish("security.nonce_replay", fields));
+                }
+            }
+            Fault::Outside => self.drops.outside_window += 1,
+            Fault::OldEpoch => self.drops.old_epoch += 1,
+            Fault::TooManyEpochs => self.drops.too_many_epochs += 1,
+        }
+        if !error.fatal {
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if old {
+            peer.previous = None;
+            return;
+        }
+        peer.session = peer.previous.take().map(|previous| previous.session);
+        peer.salvage = Default::default();
+        if peer.session.is_none() {
+            self.ask_for_key(now, node, origin);
+        }
+    }
+
+    /// An encrypted packet came for which no key is there.
+    fn unreadable(&mut self, now: Instant, node: NodeId, origin: Origin) {
+        self.drops.no_session += 1;
+        let allowed = match origin {
+            Origin::Direct(from) => self.limits.unreadable_direct.allow(from.ip(), now),
+            Origin::Relay(sender) => self.limits.unreadable_relayed.allow(sender, now),
+        };
+        if allowed && !self.gate.shuts_out(now, node) {
+            self.ask_for_key(now, node, origin);
+        }
+    }
+
+    /// Sends a key exchange because the peer's frames cannot be read (spec 02 section 11). For an unknown peer
+    /// nothing is remembered: its frame is not authenticated, and if it goes on sending it will be asked again.
+    fn ask_for_key(&mut self, now: Instant, node: NodeId, origin: Origin) {
+        if !self.limits.unreadable.once(node, now, UNREADABLE_EVERY) {
+            return;
+        }
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.unreadable = true;
+            self.start_exchange(now, node);
+        }
+        for frame in [self.pila.to_vec(), self.pilk.to_vec()] {
+            self.answer(origin, node, frame);
+        }
+    }
+
+    fn receive_plain(&mut self, now: Instant, origin: Origin, bytes: &[u8]) {
+        let packet = match Packet::parse(bytes) {
+            Ok(packet) => packet,
+            Err(_) => return self.drops.bad_packet += 1,
+        };
+        let node = packet.header.src.node;
+        if node == self.node {
+            return self.drops.own_id += 1;
+        }
+        self.counters.pkts_recv += 1;
+        self.counters.bytes_recv += bytes.len() as u64 + 4;
+        if !self.enter(now, node) {
+            return;
+        }
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.last_in = now;
+            if let Origin::Direct(from) = origin {
+                peer.path.contacted_directly(now, from);
+            }
+        }
+        self.deliver(now, node, packet);
+    }
+
+    fn publish_spoofed(&mut self, now: Instant, node: NodeId, claimed: NodeId) {
+        if self.security_event(now) {
+            let fields = serde_json::json!({
+                "authenticated_peer_hash": node_hash(node),
+                "claimed_src_hash": node_hash(claimed),
+            });
+            self.emit(Event::Publish("security.src_spoofed", fields));
+        }
+    }
+
+    fn security_event(&mut self, now: Instant) -> bool {
+        let bucket = self.security_bucket.get_or_insert_with(|| Bucket::new(SECURITY_EVENTS, now));
+        bucket.take(SECURITY_EVENTS, now)
+    }
+}
+
+/// The first eight bytes of SHA-256 of the decimal node id, in hex (spec 02 section 18).
+fn node_hash(node: NodeId) -> String {
+    let digest = crate::crypto::sha256(node.to_string().as_bytes());
+    digest[..8].iter().map(|b| format!("{b:02x}")).collect()
+}
