@@ -1,6 +1,157 @@
 //! A Pilot node with its IPC server, built-in services and lifecycle.
+//!
+//! [`run`] is the whole life of a daemon process; [`Daemon`] is the same without signals, to embed.
 
+#![forbid(unsafe_code)]
+
+mod account;
 pub mod config;
+mod envelope;
+mod ipc;
+pub mod logging;
 pub mod services;
 
 pub use config::DaemonConfig;
+pub use ipc::SocketError;
+
+use ipc::{Hub, PublishedSocket};
+use pilot::Node;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Time for each part of a clean stop; after it the process ends anyway.
+const STOP: Duration = Duration::from_millis(500);
+/// How often the memberships shown in Info are asked for anew.
+const NETWORKS_EVERY: Duration = Duration::from_secs(600);
+
+/// Why a daemon ended although nothing failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitReason {
+    /// SIGINT.
+    Interrupted,
+    /// SIGTERM.
+    Terminated,
+}
+
+/// Why a daemon did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The node did not start.
+    #[error("daemon start: {0}")]
+    Node(#[from] pilot::StartError),
+    /// The IPC socket cannot be had.
+    #[error("daemon start: {0}")]
+    Socket(#[from] SocketError),
+    /// A setting is wrong.
+    #[error("daemon start: {0}")]
+    Config(String),
+    /// Signals cannot be received.
+    #[error("daemon start: signals: {0}")]
+    Signals(std::io::Error),
+}
+
+/// Runs a daemon until SIGINT or SIGTERM; SIGHUP is ignored. `ready` is called when the node is registered and the socket
+/// answers.
+pub async fn run(config: DaemonConfig, ready: impl FnOnce(&Node)) -> Result<ExitReason, DaemonError> {
+    logging::init(&config.log_level, config.log_format);
+    let mut signals = Signals::new().map_err(DaemonError::Signals)?;
+    let daemon = tokio::select! {
+        daemon = Daemon::start(config) => daemon?,
+        reason = signals.next() => return Ok(reason),
+    };
+    ready(daemon.node());
+    let reason = signals.next().await;
+    tracing::info!(?reason, "stopping");
+    daemon.shutdown().await;
+    Ok(reason)
+}
+
+/// The signals a daemon acts on.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> ExitReason {
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return ExitReason::Interrupted,
+                _ = self.terminate.recv() => return ExitReason::Terminated,
+                _ = self.hangup.recv() => tracing::info!("SIGHUP ignored"),
+            }
+        }
+    }
+}
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    hub: Arc<Hub>,
+    stop: watch::Sender<bool>,
+    server: JoinHandle<()>,
+    networks: JoinHandle<()>,
+}
+
+impl Daemon {
+    /// Starts the node, the services and the IPC server. Returns when the node is registered and the socket answers.
+    pub async fn start(mut config: DaemonConfig) -> Result<Daemon, DaemonError> {
+        // Before anything else: a second daemon must not register the identity of the first.
+        ipc::ensure_free(&config.socket).await?;
+        config.node.email =
+            account::email(&config.home, config.node.email.take()).map_err(DaemonError::Config)?;
+        let node = Node::start(config.node.clone()).await?;
+        if let Some(email) = &config.node.email {
+            account::remember(&config.home, email);
+        }
+        let socket = match PublishedSocket::create(&config.socket).await {
+            Ok(socket) => socket,
+            Err(error) => {
+                node.shutdown().await;
+                return Err(error.into());
+            }
+        };
+        tracing::info!(address = %node.address(), socket = %config.socket.display(), "daemon running");
+        let hub = Hub::new(node, config);
+        let stop = watch::Sender::new(false);
+        let server = tokio::spawn(ipc::serve(hub.clone(), socket, stop.subscribe()));
+        let networks = tokio::spawn(keep_networks(hub.clone()));
+        Ok(Daemon { hub, stop, server, networks })
+    }
+
+    /// The node.
+    pub fn node(&self) -> &Node {
+        &self.hub.node
+    }
+
+    /// Removes the socket, closes clients and streams in order, stops. Takes about a second at most.
+    pub async fn shutdown(mut self) {
+        self.networks.abort();
+        self.stop.send_replace(true);
+        if tokio::time::timeout(STOP, &mut self.server).await.is_err() {
+            self.server.abort();
+        }
+        if tokio::time::timeout(STOP, self.hub.node.shutdown()).await.is_err() {
+            tracing::warn!("streams were not all closed in order");
+        }
+    }
+}
+
+async fn keep_networks(hub: Arc<Hub>) {
+    loop {
+        hub.refresh_networks().await;
+        tokio::time::sleep(NETWORKS_EVERY).await;
+    }
+}

@@ -124,6 +124,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         FrameReader { io, decoder: Decoder::default() }
     }
 
+    /// The socket.
+    pub fn get_ref(&self) -> &R {
+        &self.io
+    }
+
     /// The next frame; `None` at the end of the connection, a partial frame being discarded. Cancel-safe.
     pub async fn next(&mut self) -> Result<Option<Frame>, ReadError> {
         loop {
