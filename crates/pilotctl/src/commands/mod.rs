@@ -1,12 +1,18 @@
 //! The command table. A command is one [`Spec`] in one of these modules; nothing else knows its name.
 
 mod about;
+mod bench;
+mod connect;
+mod datagram;
 mod directory;
 mod envelope;
 mod listing;
 mod message;
 mod network;
+mod ping;
+mod pipe;
 mod reach;
+mod recv;
 mod registry;
 mod status;
 mod text;
@@ -24,6 +30,11 @@ const TABLE: &[&[Spec]] = &[
     status::COMMANDS,
     directory::COMMANDS,
     trust::COMMANDS,
+    ping::COMMANDS,
+    bench::COMMANDS,
+    connect::COMMANDS,
+    recv::COMMANDS,
+    datagram::COMMANDS,
     network::COMMANDS,
     envelope::COMMANDS,
 ];
