@@ -3,14 +3,25 @@
 //! `cargo fuzz run TARGET` (in `fuzz/`) explores; the corpora in `fuzz/corpus/TARGET/` are replayed by the
 //! normal tests of this crate. A target panics when it finds a bug and returns otherwise.
 
+mod local;
+mod services;
 mod wire;
 
 /// A fuzz target: its name (also the name of its corpus) and what it does with one input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: &[Target] =
-    &[("address", wire::address), ("packet", wire::packet), ("frame", wire::frame), ("beacon", wire::beacon)];
+pub const TARGETS: &[Target] = &[
+    ("address", wire::address),
+    ("packet", wire::packet),
+    ("frame", wire::frame),
+    ("beacon", wire::beacon),
+    ("data_exchange", services::data_exchange),
+    ("file_receiver", services::file_receiver),
+    ("handshake", services::handshake),
+    ("trust_file", services::trust_file),
+    ("ipc", local::ipc),
+];
 
 /// Runs one input through a target.
 pub fn run(name: &str, input: &[u8]) {
