@@ -282,26 +282,23 @@ impl Node {
         }
         let (beacon, name) = first?;
         self.shared.state(|s| s.beacon.clone_from(name));
+        self.shared.command(Command::Beacon(Some(beacon)));
         Some(beacon)
     }
 
-    /// Tells the engine its beacon, now that the node has a number; the registry's own if none was configured.
+    /// Uses the registry's own beacon if none was configured.
     async fn settle_beacon(&self, configured: Option<SocketAddr>) {
-        let beacon = match configured {
-            Some(beacon) => Some(beacon),
-            None if !self.shared.config.beacons.is_empty() => None,
-            None => {
-                let port = self.shared.registry.features().beacon_port.unwrap_or(BEACON_PORT);
-                let host = self.shared.registry.host();
-                let name =
-                    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-                let found = resolve_host(&name).await;
-                self.shared.state(|s| s.beacon = name);
-                found.map_err(|error| self.shared.warn(error)).ok()
-            }
-        };
-        self.shared.state(|s| s.beacon_at = beacon);
-        self.shared.command(Command::Beacon(beacon));
+        if configured.is_some() || !self.shared.config.beacons.is_empty() {
+            return;
+        }
+        let port = self.shared.registry.features().beacon_port.unwrap_or(BEACON_PORT);
+        let host = self.shared.registry.host();
+        let name = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        match resolve_host(&name).await {
+            Ok(beacon) => self.shared.command(Command::Beacon(Some(beacon))),
+            Err(error) => self.shared.warn(error),
+        }
+        self.shared.state(|s| s.beacon = name);
     }
 
     /// This node's number.

@@ -99,8 +99,8 @@ impl Shared {
         let features = Features::of(&answer, unix_now());
         let name = features.registry_id.clone().unwrap_or_else(|| self.registry.address().to_owned());
         self.registry.set_features(features);
-        let (before, beacon) = self.state(|s| {
-            let before = (s.node, s.beacon_at);
+        let before = self.state(|s| {
+            let before = s.node;
             s.node = node;
             s.address = address;
             s.registry_ok = true;
@@ -113,8 +113,6 @@ impl Shared {
         });
         if before != node {
             self.command(Command::Identity(identity.clone(), node));
-            // The beacon must learn the new number.
-            self.command(Command::Beacon(beacon));
         }
         self.registered.notify_one();
         self.trust_registered(node, identity, &name);

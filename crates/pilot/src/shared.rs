@@ -38,7 +38,6 @@ pub(crate) struct State {
     /// `listen_addr` of the last registration.
     pub(crate) registered: String,
     pub(crate) beacon: String,
-    pub(crate) beacon_at: Option<SocketAddr>,
     /// Networks this node is a member of, beside the backbone.
     pub(crate) networks: Vec<u16>,
     pub(crate) superseded: bool,
@@ -97,7 +96,6 @@ impl Shared {
             observed: None,
             registered: String::new(),
             beacon: config.beacons.first().cloned().unwrap_or_default(),
-            beacon_at: None,
             networks: Vec::new(),
             superseded: false,
             registry_ok: false,
