@@ -207,10 +207,8 @@ async fn a_registry_that_lost_its_memory_gets_everything_again() {
 async fn a_pinned_registry_certificate_is_checked() {
     let server = Server::start(Config { tls: Tls::SelfSigned, ..Config::loopback() }).await.unwrap();
     let fingerprint = server.tls_fingerprint().unwrap().to_owned();
-    let pinned = |pin: &str| NodeConfig {
-        registry_tls: Some(RegistryTls::Pinned(pin.to_owned())),
-        ..config(&server)
-    };
+    let pinned =
+        |pin: &str| NodeConfig { registry_tls: Some(RegistryTls::Pinned(pin.to_owned())), ..config(&server) };
     node(pinned(&fingerprint)).await;
     let wrong = "00".repeat(32);
     let error = within(Node::start(pinned(&wrong))).await.unwrap_err();

@@ -81,10 +81,7 @@ async fn trust_withdrawn_ends_on_both_sides_and_can_be_had_again() {
     event(&mut events, "trust.revoked_by_peer").await;
     println!("revoked at the peer after {:?}", began.elapsed());
     assert!(!b.is_trusted(a.node_id()));
-    assert_eq!(
-        a.revoke(b.node_id()).await,
-        Err(format!("node {} was not trusted", b.node_id()))
-    );
+    assert_eq!(a.revoke(b.node_id()).await, Err(format!("node {} was not trusted", b.node_id())));
     let began = Instant::now();
     assert_eq!(a.handshake(b.node_id(), "two").await, Ok(HandshakeSent::Sent));
     assert_eq!(a.wait_for_trust(b.node_id(), LIMIT).await, TrustWait::Trusted);
