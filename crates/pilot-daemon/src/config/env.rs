@@ -33,6 +33,14 @@ impl Env {
         PathBuf::from(base).join(".pilot")
     }
 
+    /// `$HOME/.pilot/rendezvous`, whatever `PILOT_HOME` says: the local rendezvous is shared by all homes of a user.
+    pub fn rendezvous_dir(&self) -> PathBuf {
+        match self.get("HOME") {
+            Some(home) => PathBuf::from(home).join(".pilot/rendezvous"),
+            None => self.pilot_home().join("rendezvous"),
+        }
+    }
+
     /// The socket when nothing names one: `$XDG_RUNTIME_DIR/pilot.sock`, else `/tmp/pilot.sock` (spec 07 section 1).
     pub fn default_socket(&self) -> PathBuf {
         match self.get("XDG_RUNTIME_DIR") {

@@ -91,11 +91,6 @@ impl ConfigFile {
         self.values.keys().filter(|k| keys::find(k).is_none()).map(String::as_str).collect()
     }
 
-    /// Keys that are set and have no effect here.
-    pub fn inert_keys(&self) -> Vec<&'static str> {
-        self.values.keys().filter_map(|k| keys::find(k)).filter(|k| k.inert).map(|k| k.name).collect()
-    }
-
     /// A key as text, whatever its type; empty text counts as unset.
     pub fn string(&self, name: &str) -> Option<String> {
         match self.values.get(name)? {

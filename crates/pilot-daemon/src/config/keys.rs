@@ -11,6 +11,8 @@ pub enum Kind {
     Text,
     /// `host:port`.
     HostPort,
+    /// `host:port`, or `local` for the rendezvous of this machine.
+    Registry,
     /// One of these words.
     OneOf(&'static [&'static str]),
     /// A URL with one of these schemes, without user information.
@@ -36,17 +38,31 @@ pub struct Key {
     pub name: &'static str,
     /// What it holds.
     pub kind: Kind,
-    /// A setting of a vendor service of the reference, or of something this version does not do: kept in the file,
-    /// without effect.
-    pub inert: bool,
+    /// What comes of it here.
+    pub effect: Effect,
+}
+
+/// What a key does in this implementation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// It works.
+    Active,
+    /// It belongs to a vendor service of the reference: accepted, without effect.
+    Vendor,
+    /// What it sets does not exist in this version: accepted, without effect, with a notice.
+    Absent,
 }
 
 const fn key(name: &'static str, kind: Kind) -> Key {
-    Key { name, kind, inert: false }
+    Key { name, kind, effect: Effect::Active }
 }
 
-const fn inert(name: &'static str, kind: Kind) -> Key {
-    Key { name, kind, inert: true }
+const fn vendor(name: &'static str, kind: Kind) -> Key {
+    Key { name, kind, effect: Effect::Vendor }
+}
+
+const fn absent(name: &'static str, kind: Kind) -> Key {
+    Key { name, kind, effect: Effect::Absent }
 }
 
 const TRUST: Kind = Kind::OneOf(&["pinned", "system"]);
@@ -56,8 +72,8 @@ pub const KEYS: &[Key] = &[
     key("admin_token", Kind::Text),
     key("advertise_endpoint", Kind::HostPort),
     key("beacon", Kind::HostPort),
-    inert("beacon_rtt_probe", Kind::Bool),
-    inert("compat_beacon", Kind::Url(&["wss"])),
+    absent("beacon_rtt_probe", Kind::Bool),
+    absent("compat_beacon", Kind::Url(&["wss"])),
     key("dataexchange_b64", Kind::Bool),
     key("email", Kind::Text),
     key("encrypt", Kind::Bool),
@@ -73,43 +89,46 @@ pub const KEYS: &[Key] = &[
     key("log_max_size", Kind::Int),
     key("max_conns_per_port", Kind::Int),
     key("max_conns_total", Kind::Int),
-    inert("motd_feed_url", Kind::Text),
-    inert("motd_interval", Kind::Duration),
-    inert("networks", Kind::Text),
-    inert("no_addr_watch", Kind::Bool),
+    vendor("motd_feed_url", Kind::Text),
+    vendor("motd_interval", Kind::Duration),
+    absent("networks", Kind::Text),
+    absent("no_addr_watch", Kind::Bool),
     key("no_dataexchange", Kind::Bool),
     key("no_echo", Kind::Bool),
     key("no_eventstream", Kind::Bool),
-    inert("no_path_watch", Kind::Bool),
-    inert("no_rx_watchdog", Kind::Bool),
-    inert("no_skillinject", Kind::Bool),
+    absent("no_path_watch", Kind::Bool),
+    absent("no_rx_watchdog", Kind::Bool),
+    vendor("no_skillinject", Kind::Bool),
     key("owner", Kind::Text),
-    inert("proxy", Kind::Text),
-    inert("proxy_cmd", Kind::Text),
+    absent("proxy", Kind::Text),
+    absent("proxy_cmd", Kind::Text),
     key("public", Kind::Bool),
-    key("registry", Kind::HostPort),
+    key("registry", Kind::Registry),
     key("registry_fingerprint", Kind::Sha256),
     key("registry_tls", Kind::Bool),
     key("registry_trust", TRUST),
-    inert("rekey_whitelist", Kind::Text),
+    absent("rekey_whitelist", Kind::Text),
     key("relay_only", Kind::Bool),
-    inert("reply_whitelist", Kind::Text),
-    inert("sandbox", Kind::Bool),
-    inert("sandbox_dir", Kind::Text),
-    inert("security_profile", Kind::OneOf(&["compatible", "enterprise"])),
+    absent("reply_whitelist", Kind::Text),
+    key("sandbox", Kind::Bool),
+    absent("sandbox_dir", Kind::Text),
+    key("security_profile", Kind::OneOf(&["compatible", "enterprise"])),
     key("socket", Kind::Text),
     key("strict_dataplane_trust", Kind::Bool),
     key("syn_rate_limit", Kind::Int),
-    inert("syn_whitelist", Kind::Text),
+    absent("syn_whitelist", Kind::Text),
     key("tags", Kind::Text),
-    inert("telemetry_url", Kind::Text),
-    inert("time_wait", Kind::Duration),
-    inert("tls_trust", TRUST),
+    vendor("telemetry_url", Kind::Text),
+    absent("time_wait", Kind::Duration),
+    absent("tls_trust", TRUST),
     key("transport", Kind::OneOf(&["udp", "compat", "auto"])),
     key("trust_auto_approve", Kind::Bool),
     key("webhook", Kind::Url(&["http", "https"])),
-    inert("webhook_secret", Kind::Text),
+    absent("webhook_secret", Kind::Text),
 ];
+
+/// The value of `registry` that stands for the rendezvous of this machine.
+pub const LOCAL: &str = "local";
 
 /// Keys an empty value deletes.
 const CLEARABLE: [&str; 3] = ["transport", "proxy", "proxy_cmd"];
@@ -134,7 +153,8 @@ impl Key {
         let value = match self.kind {
             Kind::Text => json!(text),
             Kind::HostPort if is_host_port(text) => json!(text),
-            Kind::HostPort => return Err(format!("{name} must be a host:port address")),
+            Kind::Registry if text == LOCAL || is_host_port(text) => json!(text),
+            Kind::HostPort | Kind::Registry => return Err(format!("{name} must be a host:port address")),
             Kind::OneOf(words) if words.contains(&text) => json!(text),
             Kind::OneOf(_) => return Err(self.one_of_text(text)),
             Kind::Url(schemes) if is_url(text, schemes) => json!(text),

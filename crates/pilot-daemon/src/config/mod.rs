@@ -4,9 +4,11 @@ pub mod duration;
 mod env;
 mod file;
 pub mod keys;
+mod settings;
 
 pub use env::Env;
 pub use file::{ConfigFile, FileError};
+pub use settings::{LogSettings, Setting, SettingError, Settings, Source};
 
 use std::path::PathBuf;
 
