@@ -6,6 +6,7 @@ mod args;
 mod commands;
 mod error;
 mod help;
+mod lifecycle;
 mod names;
 mod output;
 
@@ -38,7 +39,9 @@ fn under_own_name(spec: &'static Spec, name: &str, words: Vec<String>) -> u8 {
         return 0;
     }
     let ctx = Ctx::new(false, false, false);
-    finish(&ctx, execute(&ctx, spec, &words))
+    // Whatever its flags are, none of them means anything to a command that takes none.
+    let words = if spec.flags.is_empty() { &[] } else { &words[..] };
+    finish(&ctx, execute(&ctx, spec, words))
 }
 
 fn pilotctl(words: Vec<String>) -> u8 {

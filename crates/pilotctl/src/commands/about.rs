@@ -38,7 +38,21 @@ pub const COMMANDS: &[Spec] = &[
         tier: Tier::Core,
         run: Run::Sync(quickstart),
     },
+    Spec {
+        name: "_gateway-run",
+        about: "maps peers to local addresses: not in this version",
+        args: &[],
+        flags: &[],
+        returns: "",
+        tier: Tier::Hidden,
+        run: Run::Sync(no_gateway),
+    },
 ];
+
+fn no_gateway(_: &Ctx, _: &Args) -> CliResult {
+    Err(CliError::new(Code::NotImplemented, "the gateway is not in this version")
+        .hint("reach a peer's port with: pilotctl connect <peer> <port>"))
+}
 
 fn version(ctx: &Ctx, _: &Args) -> CliResult {
     ctx.emit(json!({"version": VERSION}), |_| VERSION.to_owned())

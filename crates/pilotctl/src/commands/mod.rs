@@ -2,7 +2,9 @@
 
 mod about;
 mod bench;
+mod config;
 mod connect;
+mod daemon;
 mod datagram;
 mod directory;
 mod envelope;
@@ -14,6 +16,7 @@ mod pipe;
 mod reach;
 mod recv;
 mod registry;
+mod rendezvous;
 mod status;
 mod text;
 mod trust;
@@ -27,6 +30,9 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Every command, in the order of the help text.
 const TABLE: &[&[Spec]] = &[
     about::COMMANDS,
+    config::COMMANDS,
+    daemon::COMMANDS,
+    rendezvous::COMMANDS,
     status::COMMANDS,
     directory::COMMANDS,
     trust::COMMANDS,
@@ -62,8 +68,14 @@ pub fn find(words: &[String]) -> Option<(&'static Spec, usize)> {
 }
 
 /// The command a binary of this name stands for.
-pub fn by_binary_name(_name: &str) -> Option<&'static Spec> {
-    None
+pub fn by_binary_name(name: &str) -> Option<&'static Spec> {
+    let command = match name {
+        "pilot-daemon" => "_daemon-run",
+        "pilot-rendezvous" => "_rendezvous-run",
+        "pilot-gateway" => "_gateway-run",
+        _ => return None,
+    };
+    all().find(|s| s.name == command)
 }
 
 /// The error of a command that insists on `extras`.

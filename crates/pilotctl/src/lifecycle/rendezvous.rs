@@ -1,0 +1,207 @@
+//! Where a rendezvous keeps its things, whether it runs, and the one of this machine that is started on demand.
+//!
+//! Everything lies beside the store: `rendezvous.db`, `.pid`, `.json` (the addresses in use) and `.log`. The store of
+//! the local rendezvous is in `$HOME/.pilot/rendezvous`, shared by all homes of the user.
+
+use super::detach::Launch;
+use super::lock::PidLock;
+use super::make_private_dir;
+use crate::error::CliError;
+use pilot_daemon::config::Env;
+use serde_json::{Value, json};
+use std::fs;
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a rendezvous may take to open its store and bind.
+pub const READY: Duration = Duration::from_secs(15);
+
+/// The files of one rendezvous.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The store.
+    pub store: PathBuf,
+}
+
+impl Place {
+    /// The one shared by all homes of this user.
+    pub fn local(env: &Env) -> Place {
+        Place { store: env.rendezvous_dir().join("rendezvous.db") }
+    }
+
+    /// The directory all files are in.
+    pub fn dir(&self) -> &Path {
+        match self.store.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir,
+            _ => Path::new("."),
+        }
+    }
+
+    fn beside(&self, name: &str) -> PathBuf {
+        self.dir().join(name)
+    }
+
+    /// The pid file.
+    pub fn pid_file(&self) -> PathBuf {
+        self.beside("rendezvous.pid")
+    }
+
+    /// The log.
+    pub fn log(&self) -> PathBuf {
+        self.beside("rendezvous.log")
+    }
+
+    fn state_file(&self) -> PathBuf {
+        self.beside("rendezvous.json")
+    }
+
+    /// The running process.
+    pub fn running(&self) -> Result<Option<u32>, CliError> {
+        let path = self.pid_file();
+        PidLock::holder(&path).map_err(|e| CliError::io(format!("read {}", path.display()), &e))
+    }
+
+    /// The addresses it was last ready on.
+    pub fn state(&self) -> Option<State> {
+        let value: Value = serde_json::from_slice(&fs::read(self.state_file()).ok()?).ok()?;
+        State::from_json(&value)
+    }
+
+    /// Records the addresses.
+    pub fn record(&self, state: &State) -> Result<(), CliError> {
+        let path = self.state_file();
+        let temporary = self.beside(".rendezvous.json");
+        let written = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)
+            .and_then(|mut file| writeln!(file, "{:#}", state.to_json()))
+            .and_then(|()| fs::rename(&temporary, &path));
+        written.map_err(|e| CliError::io(format!("write {}", path.display()), &e))
+    }
+}
+
+/// Where a rendezvous listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// TCP.
+    pub registry: SocketAddr,
+    /// UDP.
+    pub beacon: SocketAddr,
+    /// SHA-256 of its certificate; `None`: plain TCP.
+    pub fingerprint: Option<String>,
+}
+
+impl State {
+    /// As recorded, printed and sent to the parent.
+    pub fn to_json(&self) -> Value {
+        let mut value =
+            json!({"registry_addr": self.registry.to_string(), "beacon_addr": self.beacon.to_string()});
+        if let Some(fingerprint) = &self.fingerprint {
+            value["tls_fingerprint"] = json!(fingerprint);
+        }
+        value
+    }
+
+    /// The reverse.
+    pub fn from_json(value: &Value) -> Option<State> {
+        let addr = |key: &str| value[key].as_str()?.parse().ok();
+        Some(State {
+            registry: addr("registry_addr")?,
+            beacon: addr("beacon_addr")?,
+            fingerprint: value["tls_fingerprint"].as_str().map(str::to_owned),
+        })
+    }
+
+    /// The address a process of this machine reaches the registry at.
+    pub fn registry_here(&self) -> SocketAddr {
+        reachable(self.registry)
+    }
+
+    /// The address a process of this machine reaches the beacon at.
+    pub fn beacon_here(&self) -> SocketAddr {
+        reachable(self.beacon)
+    }
+}
+
+/// An address bound to "every interface", as seen from this machine.
+fn reachable(addr: SocketAddr) -> SocketAddr {
+    let ip = match addr.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, addr.port())
+}
+
+/// The local rendezvous, and whether this call started it.
+#[derive(Debug, Clone)]
+pub struct Local {
+    /// Where it listens.
+    pub state: State,
+    /// Its process.
+    pub pid: u32,
+    /// It was not there before.
+    pub started: bool,
+}
+
+/// Finds the local rendezvous, or starts it on loopback: on the ports it had before, else 9000 and 9001, else free
+/// ones. Of several callers at once one starts it, the others find it.
+pub fn ensure_local(env: &Env) -> Result<Local, CliError> {
+    let place = Place::local(env);
+    make_private_dir(place.dir())?;
+    let guard = place.beside("start.lock");
+    let _guard = PidLock::wait(&guard).map_err(|e| CliError::io(format!("lock {}", guard.display()), &e))?;
+    if let (Some(pid), Some(state)) = (place.running()?, place.state()) {
+        return Ok(Local { state, pid, started: false });
+    }
+    let wanted = place.state().map_or_else(
+        || {
+            let here = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            (here(pilot_rendezvous::REGISTRY_PORT), here(pilot_rendezvous::BEACON_PORT))
+        },
+        |before| (before.registry_here(), before.beacon_here()),
+    );
+    let launch = Launch {
+        name: "pilot-rendezvous",
+        args: vec![
+            format!("--registry-addr={}", wanted.0),
+            format!("--beacon-addr={}", wanted.1),
+            "--free-ports".to_owned(),
+            format!("--store={}", place.store.display()),
+        ],
+        env: Vec::new(),
+        log: &place.log(),
+        wait: READY,
+    };
+    let (pid, said) = launch.start()?;
+    let state = State::from_json(&said)
+        .ok_or_else(|| CliError::internal(format!("the rendezvous said something else: {said}")))?;
+    Ok(Local { state, pid, started: true })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_recorded_addresses_come_back_and_any_interface_is_reached_over_loopback() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place { store: dir.path().join("rendezvous.db") };
+        assert_eq!(place.state(), None);
+        let state = State {
+            registry: "0.0.0.0:9000".parse().unwrap(),
+            beacon: "[::]:9001".parse().unwrap(),
+            fingerprint: Some("ab".repeat(32)),
+        };
+        place.record(&state).unwrap();
+        assert_eq!(place.state(), Some(state.clone()));
+        assert_eq!(state.registry_here().to_string(), "127.0.0.1:9000");
+        assert_eq!(state.beacon_here().to_string(), "[::1]:9001");
+    }
+}
