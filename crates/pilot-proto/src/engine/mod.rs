@@ -560,6 +560,15 @@ impl Engine {
         self.streams.abort(now, conn)
     }
 
+    /// See [`Streams::accepted`].
+    pub fn accepted(&mut self, conn: ConnId) {
+        self.streams.accepted(conn)
+    }
+    /// See [`Streams::release`].
+    pub fn release(&mut self, now: Instant, conn: ConnId) {
+        self.streams.release(now, conn)
+    }
+
     // ---- datagrams and control ---------------------------------------------------------------------------
 
     /// Sends one datagram from a fresh ephemeral port; queued while the peer is being reached.

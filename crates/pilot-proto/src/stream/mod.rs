@@ -1,11 +1,111 @@
 //! Reliable streams over the tunnel (spec 03), for all connections of one node.
 //!
-//! Skeleton of the public surface; see ARCHITECTURE.md.
+//! One [`Streams`] holds the connections of a node. Packets, time and the application's wishes go in; packets, events
+//! and the next deadline come out. Towards reference peers the bytes on the wire are those of the specification; what
+//! our own nodes agree on in the opening (half-close, larger segments and windows) is in docs/extensions.md.
+//!
+//! - `table`: lookup, limits, scheduling, timers ([`Streams`]).
+//! - `conn`, `handshake`, `close`, `emit`: one connection.
+//! - `recovery`, `send`, `rtt`, `congestion`: its sending direction.
+//! - `recv`, `ack`, `sack`: its receiving direction.
+
+mod ack;
+mod close;
+mod congestion;
+mod conn;
+mod emit;
+mod handshake;
+mod options;
+mod ports;
+mod ranges;
+mod recovery;
+mod recv;
+mod rtt;
+mod sack;
+mod send;
+mod status;
+mod syn_limit;
+mod table;
+
+pub use congestion::CongestionKind;
+pub use table::Streams;
 
 use crate::wire::addr::{Addr, NodeId};
 use crate::wire::packet::Packet;
 use bytes::Bytes;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Settings of [`Streams`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// Bytes a connection receives ahead of its application (4 MiB).
+    pub recv_window: usize,
+    /// Bytes a connection takes from its application ahead of the peer's acknowledgements (2 MiB).
+    pub send_buffer: usize,
+    /// Connections per local port (1,024).
+    pub max_conns_per_port: usize,
+    /// Connections in total (65,536).
+    pub max_conns_total: usize,
+    /// Connections a listener's application may leave unaccepted (64).
+    pub accept_queue: usize,
+    /// SYNs per second taken from all sources together (100; 0: no limit).
+    pub syn_rate_limit: u32,
+    /// A connection whose peer is silent for this long is closed (120 s).
+    pub idle_timeout: Duration,
+    /// Silence after which the peer is asked for a sign of life (60 s).
+    pub keepalive: Duration,
+    /// Congestion controller of new connections.
+    pub congestion: CongestionKind,
+    /// Offer and accept the options of docs/extensions.md (on). Off: behave like a reference node.
+    pub extensions: bool,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            recv_window: 4 << 20,
+            send_buffer: 2 << 20,
+            max_conns_per_port: 1024,
+            max_conns_total: 65_536,
+            accept_queue: 64,
+            syn_rate_limit: 100,
+            idle_timeout: Duration::from_secs(120),
+            keepalive: Duration::from_secs(60),
+            congestion: CongestionKind::default(),
+            extensions: true,
+        }
+    }
+}
+
+/// Who a connection is with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnInfo {
+    /// Local address.
+    pub local: Addr,
+    /// Local port.
+    pub local_port: u16,
+    /// Peer address.
+    pub remote: Addr,
+    /// Peer port.
+    pub remote_port: u16,
+    /// The peer dialled.
+    pub incoming: bool,
+}
+
+/// Why packets were dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Connections refused because a listener's application had not accepted the earlier ones.
+    pub accept_queue_drops: u64,
+    /// SYNs over the rate limits.
+    pub syn_rate_limited: u64,
+    /// SYNs refused because a port or the node had too many connections.
+    pub too_many: u64,
+    /// Packets for no connection.
+    pub unknown: u64,
+    /// Packets that named another node than their sender as source.
+    pub foreign: u64,
+}
 
 /// Number of a connection, unique for the life of the process (spec 07 section 8.1). Starts at 1.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -159,119 +259,4 @@ pub struct ConnStatus {
     pub ssthresh: u64,
     pub state: &'static str,
     pub unacked: u64,
-}
-
-/// Settings of the streams of one node.
-#[derive(Debug, Clone, Default)]
-#[allow(missing_docs)]
-pub struct Config {
-    pub idle_timeout: std::time::Duration,
-    pub keepalive: std::time::Duration,
-    pub max_conns_per_port: usize,
-    pub max_conns_total: usize,
-    pub syn_rate_limit: u32,
-    pub extensions: bool,
-}
-
-/// Marker so that the skeleton compiles; the real state machine replaces it.
-#[derive(Debug)]
-pub struct Streams {
-    _private: (),
-}
-
-#[allow(missing_docs, unused_variables, clippy::todo)]
-impl Streams {
-    pub fn new(config: Config, seed: [u8; 32]) -> Streams {
-        todo!()
-    }
-    /// Takes a packet of protocol 1. `ingress` was established by the tunnel.
-    pub fn handle_packet(&mut self, now: Instant, ingress: Ingress, packet: Packet<'_>) -> Handled {
-        todo!()
-    }
-    /// Binds a port. False: already bound.
-    pub fn listen(&mut self, port: u16) -> bool {
-        todo!()
-    }
-    pub fn unlisten(&mut self, port: u16) {
-        todo!()
-    }
-    pub fn is_listening(&self, port: u16) -> bool {
-        todo!()
-    }
-    /// Starts a dial from `local` (destination's network, own node). The outcome is an event.
-    pub fn dial(&mut self, now: Instant, local: Addr, remote: Addr, port: u16) -> Result<ConnId, DialError> {
-        todo!()
-    }
-    /// An ephemeral port for one datagram.
-    pub fn ephemeral_port(&mut self) -> Option<u16> {
-        todo!()
-    }
-    /// Hands bytes to a connection; takes all of them or, when the send buffer is full, a prefix. The rest is
-    /// returned. An error means the connection takes no more bytes.
-    pub fn write(&mut self, now: Instant, conn: ConnId, data: Bytes) -> Result<Bytes, CloseReason> {
-        todo!()
-    }
-    /// The next received bytes, if any. They count against the window until [`Streams::consumed`].
-    pub fn read(&mut self, conn: ConnId) -> Option<Bytes> {
-        todo!()
-    }
-    /// The application is done with `bytes` it read: opens the window and may send an update.
-    pub fn consumed(&mut self, now: Instant, conn: ConnId, bytes: usize) {
-        todo!()
-    }
-    /// No more bytes from us (half-close, extension); towards reference peers the same as `close`.
-    /// False: half-close was not negotiated and nothing was done.
-    pub fn finish(&mut self, now: Instant, conn: ConnId) -> bool {
-        todo!()
-    }
-    /// Whether half-close was negotiated on this connection.
-    pub fn half_close(&self, conn: ConnId) -> bool {
-        todo!()
-    }
-    /// Orderly close of both directions: everything written is flushed, then FIN.
-    pub fn close(&mut self, now: Instant, conn: ConnId) {
-        todo!()
-    }
-    /// RST.
-    pub fn abort(&mut self, now: Instant, conn: ConnId) {
-        todo!()
-    }
-    /// A dial's peer could not be resolved: the dial fails with this.
-    pub fn fail_dials(&mut self, now: Instant, node: NodeId, error: DialError) {
-        todo!()
-    }
-    /// The tunnel to `node` became ready, or its path changed.
-    pub fn path_changed(&mut self, now: Instant, node: NodeId) {
-        todo!()
-    }
-    /// Our id or every tunnel changed identity: all connections of `node` end.
-    pub fn reset_node(&mut self, now: Instant, node: NodeId) {
-        todo!()
-    }
-    /// Appends the next packet to send (header, payload) to `out`. `path` answers what the tunnel to a node
-    /// can take; connections whose path is not ready are skipped and keep their turn.
-    pub fn poll_packet(
-        &mut self,
-        now: Instant,
-        path: &dyn Fn(NodeId) -> PathInfo,
-        out: &mut Vec<u8>,
-    ) -> Option<PacketOut> {
-        todo!()
-    }
-    pub fn poll_event(&mut self) -> Option<StreamEvent> {
-        todo!()
-    }
-    pub fn next_timeout(&self) -> Option<Instant> {
-        todo!()
-    }
-    pub fn handle_timeout(&mut self, now: Instant) {
-        todo!()
-    }
-    pub fn status(&self) -> Vec<ConnStatus> {
-        todo!()
-    }
-    /// Live connections with `node` (for idle and reaping rules of the tunnel).
-    pub fn connections_with(&self, node: NodeId) -> usize {
-        todo!()
-    }
 }

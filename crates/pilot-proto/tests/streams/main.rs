@@ -1,0 +1,4 @@
+//! Streams on a virtual clock.
+
+mod link;
+mod transfer;
