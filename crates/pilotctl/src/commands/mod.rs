@@ -17,6 +17,7 @@ mod reach;
 mod recv;
 mod registry;
 mod rendezvous;
+mod send_file;
 mod status;
 mod text;
 mod trust;
@@ -41,6 +42,7 @@ const TABLE: &[&[Spec]] = &[
     connect::COMMANDS,
     recv::COMMANDS,
     datagram::COMMANDS,
+    send_file::COMMANDS,
     network::COMMANDS,
     envelope::COMMANDS,
 ];

@@ -61,6 +61,8 @@ impl std::fmt::Display for DialFault {
     }
 }
 
+impl std::error::Error for DialFault {}
+
 impl DialFault {
     /// Sorts a daemon's dial error (spec 07 section 8.2).
     pub fn of(error: &ClientError) -> DialFault {
