@@ -132,6 +132,7 @@ fn start(ctx: &Ctx, args: &Args) -> CliResult {
     check_socket(&config.socket)?;
     let choice = registry::choose(ctx, &settings)?;
     choice.explain(ctx);
+    choice.remember(&file)?;
     given.insert("registry", choice.registry.clone());
     given.extend(choice.beacon.clone().map(|beacon| ("beacon", beacon)));
     if let Some(fingerprint) = choice.local.as_ref().and_then(|l| l.state.fingerprint.clone()) {
@@ -145,7 +146,6 @@ fn start(ctx: &Ctx, args: &Args) -> CliResult {
     let launched = launch.start();
     drop(progress);
     let (pid, mut data) = launched?;
-    choice.remember(&file)?;
     data["pid"] = json!(pid);
     data["socket"] = json!(config.socket);
     data["log_file"] = json!(log);

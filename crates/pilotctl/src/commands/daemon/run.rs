@@ -108,7 +108,6 @@ async fn serve(config: DaemonConfig, detached: Option<&Detached>) -> CliResult {
         "transport": "udp",
         "warnings": status.warnings,
     });
-    tracing::info!(address = %status.address, hostname = %status.hostname, "daemon running");
     if detached.is_some_and(|d| d.ready(&said).is_err()) {
         daemon.shutdown().await;
         return Err(CliError::internal("the starting process is gone"));
