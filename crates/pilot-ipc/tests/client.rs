@@ -1,5 +1,7 @@
 //! The client against a scripted daemon.
 
+#![allow(clippy::unwrap_used)] // helpers of tests
+
 use bytes::Bytes;
 use pilot_ipc::client::StreamEnd;
 use pilot_ipc::frame::{Frame, FrameReader, OutFrame};

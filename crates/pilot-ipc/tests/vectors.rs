@@ -1,5 +1,7 @@
 //! Frames recorded between reference 1.18.0 programs, replayed through the codec.
 
+#![allow(clippy::unwrap_used)] // helpers of tests
+
 use bytes::Bytes;
 use pilot_ipc::frame::{Decoder, Frame, OutFrame};
 use pilot_ipc::request::{Malformed, Request};
