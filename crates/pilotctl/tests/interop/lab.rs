@@ -43,11 +43,17 @@ pub struct Daemon {
 }
 
 /// What a command said.
-#[derive(Debug)]
 pub struct Said {
     pub code: i32,
     pub stdout: Vec<u8>,
     pub stderr: String,
+}
+
+impl std::fmt::Debug for Said {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown = &self.stdout[..self.stdout.len().min(2_000)];
+        write!(f, "exit {}\nstdout: {}\nstderr: {}", self.code, String::from_utf8_lossy(shown), self.stderr)
+    }
 }
 
 impl Said {
