@@ -112,12 +112,12 @@ pub fn parse(spec: &'static Spec, words: &[String]) -> Result<Parsed, CliError> 
             }),
         }
     }
+    let matches = command(spec).try_get_matches_from(strict).map_err(|e| explain(spec, &e))?;
     if spec.at_most().is_some_and(|most| parsed.positionals.len() > most) {
         let extra = &parsed.positionals[spec.args.len()];
         return Err(CliError::invalid(format!("{}: unexpected argument {extra:?}", spec.name))
             .hint(format!("usage: pilotctl {}", spec.usage())));
     }
-    let matches = command(spec).try_get_matches_from(strict).map_err(|e| explain(spec, &e))?;
     if parsed.positionals.len() < spec.required() {
         return Err(CliError::invalid(format!("usage: pilotctl {}", spec.usage())));
     }
