@@ -195,10 +195,12 @@ impl Shared {
         let networks = record["networks"].as_array().into_iter().flatten();
         let networks =
             networks.filter_map(|n| u16::try_from(n.as_u64()?).ok()).filter(|&n| n != 0).take(1024).collect();
-        let hostname = record["hostname"].as_str().unwrap_or_default().to_owned();
         self.state(|s| {
             s.networks = networks;
-            s.hostname = hostname;
+            // Absent also when the registry did not recognise the asker, so absence says nothing.
+            if let Some(hostname) = record["hostname"].as_str() {
+                s.hostname = hostname.to_owned();
+            }
         });
     }
 
