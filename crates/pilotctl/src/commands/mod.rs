@@ -9,6 +9,7 @@ mod datagram;
 mod directory;
 mod envelope;
 mod listing;
+mod mailbox;
 mod message;
 mod network;
 mod ping;
@@ -42,7 +43,9 @@ const TABLE: &[&[Spec]] = &[
     connect::COMMANDS,
     recv::COMMANDS,
     datagram::COMMANDS,
+    message::COMMANDS,
     send_file::COMMANDS,
+    mailbox::COMMANDS,
     network::COMMANDS,
     envelope::COMMANDS,
 ];
