@@ -1,5 +1,6 @@
 //! What an operator can set.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +11,7 @@ pub const REGISTRY_PORT: u16 = 9000;
 pub const BEACON_PORT: u16 = 9001;
 
 /// Settings of one registry and beacon.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Config {
     /// TCP address of the registry; port 0 picks a free one.
     pub registry_addr: SocketAddr,
@@ -36,6 +37,25 @@ pub struct Config {
     pub beacon_peers: Vec<SocketAddr>,
     /// Number of this beacon in Sync messages.
     pub beacon_id: u32,
+}
+
+impl fmt::Debug for Config {
+    /// All settings but the admin token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("registry_addr", &self.registry_addr)
+            .field("beacon_addr", &self.beacon_addr)
+            .field("advertise_beacon", &self.advertise_beacon)
+            .field("store", &self.store)
+            .field("tls", &self.tls)
+            .field("admin_token", &self.admin_token.as_ref().map(|_| "(set)"))
+            .field("max_nodes", &self.max_nodes)
+            .field("stale_after", &self.stale_after)
+            .field("limits", &self.limits)
+            .field("beacon_peers", &self.beacon_peers)
+            .field("beacon_id", &self.beacon_id)
+            .finish()
+    }
 }
 
 impl Default for Config {

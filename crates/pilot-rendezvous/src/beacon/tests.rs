@@ -1,1 +1,269 @@
+//! The beacon's rules on a clock that stands still unless told.
 
+use super::*;
+
+struct World {
+    beacon: Beacon,
+    now: Instant,
+}
+
+fn addr(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn world(settings: Settings) -> World {
+    World { beacon: Beacon::new(settings), now: Instant::now() }
+}
+
+impl World {
+    fn raw(&mut self, from: &str, bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
+        let mut sent = Vec::new();
+        let mut bytes = bytes.to_vec();
+        self.beacon
+            .handle(addr(from), &mut bytes, self.now, &mut |to, b| sent.push((to.to_string(), b.to_vec())));
+        sent
+    }
+
+    fn send(&mut self, from: &str, message: &Message<'_>) -> Vec<(String, Vec<u8>)> {
+        let mut bytes = Vec::new();
+        message.emit(&mut bytes);
+        self.raw(from, &bytes)
+    }
+
+    fn discover(&mut self, from: &str, node: NodeId) -> Vec<(String, Vec<u8>)> {
+        self.send(from, &Message::Discover { node, key: None })
+    }
+
+    fn relay(&mut self, from: &str, node: NodeId, to: NodeId) -> Vec<(String, Vec<u8>)> {
+        self.send(from, &Message::Relay { from: node, to, frame: b"PILSxyz" })
+    }
+
+    fn notify(&mut self, node: NodeId) -> usize {
+        let mut sent = 0;
+        self.beacon.notify(node, self.now, &mut |_, bytes| {
+            assert_eq!(bytes, [0x0A, 1]);
+            sent += 1;
+        });
+        sent
+    }
+}
+
+fn bytes(message: &Message<'_>) -> Vec<u8> {
+    let mut out = Vec::new();
+    message.emit(&mut out);
+    out
+}
+
+const A: &str = "203.0.113.2:4000";
+const B: &str = "198.51.100.3:5000";
+
+#[test]
+fn discover_tells_a_node_its_address_in_the_recorded_bytes() {
+    let mut w = world(Settings::default());
+    let sent = w.raw(A, &[1, 0, 0, 0, 7]);
+    assert_eq!(sent, [(A.to_owned(), vec![2, 4, 0xcb, 0, 0x71, 2, 0x0f, 0xa0])]);
+    let long = [&[1, 0, 0, 0, 8][..], &[9; 60]].concat();
+    assert_eq!(w.raw(B, &long).len(), 1, "surplus bytes are ignored");
+    assert_eq!(w.raw("[2001:db8::1]:9", &[1, 0, 0, 0, 9])[0].1.len(), 20);
+    assert_eq!(w.raw("[::ffff:203.0.113.2]:4000", &[1, 0, 0, 0, 7])[0].1.len(), 8);
+    assert_eq!(w.beacon.counters.nodes, 3);
+    assert_eq!(w.raw(A, &[1, 0, 0, 0, 0]).len(), 1, "probes are answered");
+    assert_eq!(w.beacon.counters.nodes, 3, "and not stored");
+}
+
+#[test]
+fn a_punch_sends_both_sides_to_each_other_and_an_unknown_target_nobody() {
+    let mut w = world(Settings::default());
+    assert_eq!(w.send(A, &Message::PunchRequest { requester: 1, target: 2 }), []);
+    w.discover(B, 2);
+    let sent = w.send(A, &Message::PunchRequest { requester: 1, target: 2 });
+    let expected = [
+        (A.to_owned(), bytes(&Message::PunchCommand(addr(B)))),
+        (B.to_owned(), bytes(&Message::PunchCommand(addr(A)))),
+    ];
+    assert_eq!(sent, expected);
+    let back = w.send(B, &Message::PunchRequest { requester: 2, target: 1 });
+    assert_eq!(back.len(), 2, "the first request made its sender known");
+}
+
+#[test]
+fn punches_are_limited_per_source_and_per_target() {
+    let mut w = world(Settings::default());
+    w.discover(B, 2);
+    let punch = Message::PunchRequest { requester: 1, target: 2 };
+    let granted = (0..100).filter(|_| !w.send(A, &punch).is_empty()).count();
+    assert_eq!(granted, 20);
+    w.now += Duration::from_secs(1);
+    assert_eq!((0..100).filter(|_| !w.send(A, &punch).is_empty()).count(), 5);
+    // Many sources cannot make one target punch without end either.
+    w.now += Duration::from_secs(60);
+    let total: usize = (0..100u32)
+        .map(|i| {
+            let from = format!("203.0.113.{i}:1");
+            let punch = Message::PunchRequest { requester: 100 + i, target: 2 };
+            usize::from(!w.send(&from, &punch).is_empty())
+        })
+        .sum();
+    assert_eq!(total, 20);
+    let mut exempt = world(Settings { exempt: vec![(addr(A).ip(), 32)], ..Settings::default() });
+    exempt.discover(B, 2);
+    assert_eq!((0..100).filter(|_| !exempt.send(A, &punch).is_empty()).count(), 100);
+}
+
+#[test]
+fn frames_are_relayed_unchanged_and_unknown_destinations_counted() {
+    let mut w = world(Settings::default());
+    w.discover(B, 2);
+    assert_eq!(
+        w.relay(A, 1, 2),
+        [(B.to_owned(), bytes(&Message::RelayDeliver { from: 1, frame: b"PILSxyz" }))]
+    );
+    let empty = w.send(A, &Message::Relay { from: 1, to: 2, frame: b"" });
+    assert_eq!(empty, [(B.to_owned(), vec![6, 0, 0, 0, 1])]);
+    let big = vec![7; 20_000];
+    assert_eq!(w.send(A, &Message::Relay { from: 1, to: 2, frame: &big })[0].1.len(), 20_005);
+    assert_eq!(w.relay(A, 1, 3), []);
+    assert_eq!((w.beacon.counters.relayed, w.beacon.counters.dropped), (3, 1));
+}
+
+#[test]
+fn a_node_that_asked_for_it_gets_deliveries_with_their_destination() {
+    let mut w = world(Settings::default());
+    w.send(B, &Message::DiscoverEx { node: 2 });
+    let expected = bytes(&Message::RelayDeliverDest { from: 1, to: 2, frame: b"PILSxyz" });
+    assert_eq!(w.relay(A, 1, 2), [(B.to_owned(), expected)]);
+}
+
+#[test]
+fn relaying_has_a_budget_per_source() {
+    let mut w = world(Settings::default());
+    w.discover(B, 2);
+    let relayed = (0..25_000).filter(|_| !w.relay(A, 1, 2).is_empty()).count();
+    assert_eq!(relayed, 20_000);
+    assert_eq!(w.beacon.counters.dropped, 5_000);
+    assert_eq!(w.relay("203.0.113.2:4001", 1, 2).len(), 1, "another port has its own");
+}
+
+#[test]
+fn silent_nodes_are_forgotten_after_ten_minutes_and_relaying_ones_are_not() {
+    let mut w = world(Settings::default());
+    w.discover(A, 1);
+    w.discover(B, 2);
+    for _ in 0..10 {
+        w.now += Duration::from_secs(60);
+        w.relay(A, 1, 2);
+        // A claimed sender at another address refreshes nothing.
+        w.relay(A, 2, 1);
+        w.beacon.sweep(w.now);
+    }
+    assert_eq!(w.beacon.counters.nodes, 1);
+    assert_eq!(w.relay(B, 2, 1).len(), 1);
+    assert_eq!(w.relay(A, 1, 2), []);
+}
+
+#[test]
+fn a_node_moves_a_few_times_at_once_and_then_seldom() {
+    let mut w = world(Settings::default());
+    w.discover(A, 1);
+    let moved = |w: &mut World, port: u16| {
+        let at = format!("203.0.113.2:{port}");
+        assert_eq!(w.discover(&at, 1).len(), 1, "always answered");
+        w.relay(B, 9, 1)[0].0 == at
+    };
+    assert_eq!((1..20).filter(|port| moved(&mut w, *port)).count(), 4);
+    w.now += Duration::from_secs(9);
+    assert!(!moved(&mut w, 100));
+    w.now += Duration::from_secs(1);
+    assert!(moved(&mut w, 100));
+}
+
+#[test]
+fn new_ids_and_answers_are_limited_per_source() {
+    let mut w = world(Settings::default());
+    let answered = (1..2000).filter(|id| !w.discover(A, *id).is_empty()).count();
+    assert_eq!((answered, w.beacon.counters.nodes), (1000, 500));
+    let mut local = world(Settings { exempt_loopback: true, ..Settings::default() });
+    assert_eq!((1..2000).filter(|id| !local.discover("127.0.0.1:1", *id).is_empty()).count(), 1999);
+    assert_eq!(local.beacon.counters.nodes, 1999);
+}
+
+#[test]
+fn sync_counts_from_configured_peers_only_and_replaces_their_routes() {
+    let peer = "192.0.2.9:9001";
+    let mut w = world(Settings { peers: vec![addr(peer)], ..Settings::default() });
+    let ids = |ids: &[u32]| ids.iter().flat_map(|i| i.to_be_bytes()).collect::<Vec<_>>();
+    w.discover(B, 2);
+    w.send(A, &Message::Sync { beacon: 1, nodes: &ids(&[7]) });
+    assert_eq!(w.relay(A, 1, 7), []);
+    w.send(peer, &Message::Sync { beacon: 1, nodes: &ids(&[7, 8, 2]) });
+    assert_eq!(
+        w.relay(A, 1, 7),
+        [(peer.to_owned(), bytes(&Message::Relay { from: 1, to: 7, frame: b"PILSxyz" }))]
+    );
+    assert_eq!(w.relay(A, 1, 2)[0].0, B, "own nodes are never routed away");
+    assert_eq!(w.relay(peer, 7, 2)[0].0, B);
+    assert_eq!(w.relay(peer, 7, 8), [], "a frame of a peer does not go back to a peer");
+    w.send(peer, &Message::Sync { beacon: 1, nodes: &ids(&[8]) });
+    assert_eq!(w.relay(A, 1, 7), []);
+    w.now += Duration::from_secs(90);
+    w.beacon.sweep(w.now);
+    assert_eq!(w.relay(A, 1, 8), []);
+}
+
+#[test]
+fn peers_are_told_which_nodes_are_here() {
+    let mut w = world(Settings { id: 5, peers: vec![addr(B)], ..Settings::default() });
+    w.discover(A, 0x0102_0304);
+    let mut sent = Vec::new();
+    w.beacon.announce(&mut |to, b| sent.push((to.to_string(), b.to_vec())));
+    assert_eq!(sent, [(B.to_owned(), vec![7, 0, 0, 0, 5, 0, 1, 1, 2, 3, 4])]);
+}
+
+#[test]
+fn a_notification_reaches_known_nodes_at_most_every_two_seconds() {
+    let mut w = world(Settings::default());
+    assert_eq!(w.notify(1), 0);
+    w.discover(A, 1);
+    assert_eq!((w.notify(1), w.notify(1)), (1, 0));
+    w.now += Duration::from_secs(2);
+    assert_eq!(w.notify(1), 1);
+}
+
+#[test]
+fn short_unknown_and_server_messages_are_dropped() {
+    let mut w = world(Settings::default());
+    w.discover(B, 2);
+    for bad in [
+        &[][..],
+        &[0],
+        &[1, 0, 0, 0],
+        &[3, 0, 0, 0, 1, 0, 0, 0],
+        &[5, 0, 0, 0, 1, 0, 0, 0],
+        &[7, 0, 0, 0, 1, 0, 9, 1],
+        &[2, 4, 1, 2, 3, 4, 0, 1],
+        &[4, 4, 1, 2, 3, 4, 0, 1],
+        &[6, 0, 0, 0, 1, 9],
+        &[0x0A, 1],
+        &[0x0B, 1, 2],
+        b"PILS1234",
+    ] {
+        assert_eq!(w.raw(A, bad), [], "{bad:?}");
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 512, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn no_datagram_panics_or_is_answered_to_a_third_party(kind in 0u8..12, body in proptest::collection::vec(0u8..4, 0..40)) {
+        let mut w = world(Settings { peers: vec![addr("192.0.2.9:9001")], ..Settings::default() });
+        w.discover(B, 1);
+        for from in [A, B, "192.0.2.9:9001"] {
+            for (to, sent) in w.raw(from, &[&[kind], &body[..]].concat()) {
+                proptest::prop_assert!([from, A, B, "192.0.2.9:9001"].contains(&to.as_str()));
+                // Discovery of five bytes is answered with eight: no worthwhile amplifier.
+                proptest::prop_assert!(sent.len() <= body.len() + 4);
+            }
+        }
+    }
+}

@@ -114,8 +114,8 @@ impl Registry {
         let Some(inbox) = self.inboxes.get_mut(&node) else { return };
         let mut batch =
             Batch { up_to, requests: Vec::new(), responses: Vec::new(), answered: now.mono, broken: None };
-        if let Some(earlier) = inbox.in_doubt.take().filter(|b| b.broken.is_some()) {
-            // It was delivered again in this answer.
+        if let Some(earlier) = inbox.in_doubt.take().filter(|b| b.broken.is_some() || b.up_to == up_to) {
+            // It was part of this answer too.
             batch.requests = earlier.requests;
             batch.responses = earlier.responses;
         }

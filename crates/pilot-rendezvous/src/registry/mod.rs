@@ -31,12 +31,11 @@ use model::{Inbox, Invite, Key, Network, NetworkId, Node, NodeRecord, Standing};
 use pilot_proto::NodeId;
 use request::{Answer, Refused, Request, error};
 use serde_json::{Map, Value};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 /// The settings the state core needs.
-#[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub admin_token: Option<String>,
     pub max_nodes: u32,
@@ -117,9 +116,8 @@ pub(crate) struct Registry {
     beacons: BTreeMap<u32, (String, Instant)>,
     registrations: Buckets<IpAddr>,
     lookups: Buckets<IpAddr>,
-    /// Live nodes in the order in which they may become stale; each at most once.
-    aging: VecDeque<(Instant, NodeId)>,
-    aging_set: std::collections::HashSet<NodeId>,
+    /// Every live node once, by a time at or before it was last heard of.
+    aging: BTreeSet<(Instant, NodeId)>,
     started: u64,
     writes: Vec<Write>,
     effects: Vec<Effect>,
@@ -185,8 +183,7 @@ impl Registry {
             beacons: BTreeMap::new(),
             registrations: Buckets::new(config.limits.registrations),
             lookups: Buckets::new(config.limits.lookups),
-            aging: VecDeque::new(),
-            aging_set: std::collections::HashSet::new(),
+            aging: BTreeSet::new(),
             started: now.unix(),
             writes: Vec::new(),
             effects: Vec::new(),
@@ -215,11 +212,12 @@ impl Registry {
             if record.standing == Standing::Live {
                 self.live += 1;
                 // A grace period after a restart: presence is not stored.
-                self.aging.push_back((now.mono, id));
-                self.aging_set.insert(id);
+                self.aging.insert((now.mono, id));
             }
+            let aging = (record.standing == Standing::Live).then_some(now.mono);
             let seen_unix = record.last_seen;
-            self.nodes.insert(id, Node { record, seen: now.mono, seen_unix, networks: BTreeSet::new() });
+            self.nodes
+                .insert(id, Node { record, seen: now.mono, seen_unix, aging, networks: BTreeSet::new() });
         }
         for (a, b) in stored.trust {
             self.link(a, b);
@@ -289,7 +287,7 @@ impl Registry {
             "ack_handshakes" => self.ack_handshakes(s, req),
             "respond_handshake" => self.respond_handshake(s, req, now),
             "subscribe" => self.subscribe(s, req, now, after),
-            "create_network" => self.create_network(s, req, now),
+            "create_network" => self.create_network(req, now),
             "join_network" => self.join_network(s, req),
             "leave_network" => self.leave_network(s, req),
             "delete_network" => self.delete_network(s, req),

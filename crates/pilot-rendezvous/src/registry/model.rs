@@ -66,6 +66,8 @@ pub(crate) struct Node {
     pub seen: Instant,
     /// The same on the wall clock, Unix seconds.
     pub seen_unix: u64,
+    /// Its place in the queue of nodes that may become stale, while it is live.
+    pub aging: Option<Instant>,
     /// Networks besides the backbone.
     pub networks: BTreeSet<NetworkId>,
 }

@@ -96,6 +96,11 @@ impl Registry {
         self.drop_invites(|to, invite| to == id || invite.inviter == id);
     }
 
+    fn may_invite(&self, network: NetworkId, node: NodeId) -> bool {
+        let member = self.networks.get(&network).and_then(|n| n.members.get(&node));
+        member.is_some_and(|m| matches!(m.role, Some(Role::Owner | Role::Admin)))
+    }
+
     fn drop_invites(&mut self, gone: impl Fn(NodeId, &Invite) -> bool) {
         let writes = &mut self.writes;
         self.invites.retain(|to, list| {
@@ -108,6 +113,13 @@ impl Registry {
             });
             !list.is_empty()
         });
+    }
+
+    fn check_memberships(&self, node: NodeId) -> Result<(), Refused> {
+        if self.nodes.get(&node).is_some_and(|n| n.networks.len() >= MAX_NETWORKS_PER_NODE) {
+            return Err(Refused(format!("too many networks (max {MAX_NETWORKS_PER_NODE} per node)")));
+        }
+        Ok(())
     }
 
     /// Makes a node a member after checking the limits.
@@ -123,14 +135,12 @@ impl Registry {
         if network.members.len() >= limit {
             return Err(Refused(format!("cannot join: network membership limit reached ({limit})")));
         }
-        if self.nodes.get(&node).is_some_and(|n| n.networks.len() >= MAX_NETWORKS_PER_NODE) {
-            return Err(Refused(format!("too many networks (max {MAX_NETWORKS_PER_NODE} per node)")));
-        }
+        self.check_memberships(node)?;
         self.set_member(id, node, Some(Member { role: Some(role), tags: Vec::new() }));
         Ok(())
     }
 
-    pub(super) fn create_network(&mut self, s: &mut Session, req: Request<'_>, now: Now) -> Answer {
+    pub(super) fn create_network(&mut self, req: Request<'_>, now: Now) -> Answer {
         self.admin(req)?;
         let node = req.node("node_id");
         if self.live(node).is_err() {
@@ -158,6 +168,7 @@ impl Registry {
         if join_rule == JoinRule::Token && req.text("token").is_empty() {
             return Err("invalid token: networks with join rule token require one".into());
         }
+        self.check_memberships(node)?;
         let rules = rules(req.value("rules"))?;
         let expr_policy = match req.value("expr_policy") {
             None => None,
@@ -189,8 +200,7 @@ impl Registry {
         self.writes.push(Write::Meta { name: "last_network", value: id.to_string() });
         self.writes.push(Write::Network(Box::new(record.clone())));
         self.networks.insert(id, Network { record, members: BTreeMap::new() });
-        self.admit_member(id, node, Role::Owner)?;
-        let _ = s;
+        self.set_member(id, node, Some(Member { role: Some(Role::Owner), tags: Vec::new() }));
         Ok(answer)
     }
 
@@ -235,8 +245,11 @@ impl Registry {
         if network.record.enterprise && member.role == Some(Role::Owner) {
             return Err("cannot leave network: owner must transfer ownership first".into());
         }
+        let invited = self.may_invite(id, node);
         self.set_member(id, node, None);
-        self.drop_invites(|to, i| i.network == id && (to == node || i.inviter == node));
+        if invited {
+            self.drop_invites(|_, i| i.network == id && i.inviter == node);
+        }
         Ok(json!({"type": "leave_network_ok", "network_id": id}))
     }
 

@@ -182,7 +182,10 @@ impl Registry {
             recovery_key: None,
         };
         self.by_key.insert(key, id);
-        self.nodes.insert(id, Node { record, seen: now.mono, seen_unix: 0, networks: BTreeSet::new() });
+        self.nodes.insert(
+            id,
+            Node { record, seen: now.mono, seen_unix: 0, aging: None, networks: BTreeSet::new() },
+        );
         Ok(id)
     }
 
@@ -232,8 +235,9 @@ impl Registry {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.seen = now.mono;
             node.seen_unix = now.unix();
-            if self.aging_set.insert(id) {
-                self.aging.push_back((now.mono, id));
+            if node.aging.is_none() {
+                node.aging = Some(now.mono);
+                self.aging.insert((now.mono, id));
             }
         }
     }
@@ -388,20 +392,22 @@ impl Registry {
     /// Takes nodes out of the directory that were not heard of for the stale threshold. Returns how many.
     pub fn reap(&mut self, now: Now) -> usize {
         let mut reaped = 0;
+        let stale = self.settings.stale_after;
         for _ in 0..REAP_BATCH {
-            let Some(&(entered, id)) = self.aging.front() else { break };
-            if now.mono.saturating_duration_since(entered) < self.settings.stale_after {
+            let Some(&(entered, id)) = self.aging.first() else { break };
+            if now.mono.saturating_duration_since(entered) < stale {
                 break;
             }
-            self.aging.pop_front();
-            self.aging_set.remove(&id);
-            let Some(node) = self.nodes.get(&id).filter(|n| n.live()) else { continue };
-            let seen = node.seen;
-            if now.mono.saturating_duration_since(seen) < self.settings.stale_after {
-                // Heard of since it entered the queue. Entering again now, not at `seen`, keeps the queue ordered;
-                // it is looked at again at the latest one threshold later.
-                self.aging.push_back((now.mono, id));
-                self.aging_set.insert(id);
+            self.aging.pop_first();
+            let Some(node) = self.nodes.get_mut(&id) else { continue };
+            node.aging = None;
+            if !node.live() {
+                continue;
+            }
+            if now.mono.saturating_duration_since(node.seen) < stale {
+                // Heard of since: it enters again where it belongs now.
+                node.aging = Some(node.seen);
+                self.aging.insert((node.seen, id));
                 continue;
             }
             self.update(id, |r| r.standing = Standing::Reaped(now.unix()));

@@ -3,6 +3,9 @@
 pub(crate) mod sqlite;
 pub(crate) mod writer;
 
+#[cfg(test)]
+mod tests;
+
 use crate::registry::model::{
     InboxRequest, InboxResponse, Invite, Member, NetworkId, NetworkRecord, NodeRecord,
 };
