@@ -31,7 +31,7 @@ pub use config::{NodeConfig, RegistryTls, StartError};
 pub use listener::Listener;
 pub use node::{Datagram, Node, NodeEvent, NodeStatus};
 pub use pilot_proto;
-pub use registry::RegistryError;
+pub use registry::{RegistryError, registry_call};
 pub use stream::{ReadHalf, Stream, WriteHalf};
 pub use trust::{ApproveOutcome, HandshakeSent, PendingRequest, TrustWait, TrustedPeer};
 

@@ -25,6 +25,18 @@ pub enum RegistryError {
     TimedOut,
 }
 
+/// One request to the registry at `address` (`host:port`) on a connection of its own, without a node.
+///
+/// # Errors
+/// [`RegistryError::Refused`] with the registry's words, or why there is no answer.
+pub async fn registry_call(
+    address: &str,
+    tls: Option<&crate::RegistryTls>,
+    request: Value,
+) -> Result<Value, RegistryError> {
+    Client::new(address, tls).map_err(RegistryError::Unreachable)?.request(request).await
+}
+
 /// What `register_ok` says the registry can do beyond the reference (docs/extensions.md).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Features {

@@ -1,71 +1,53 @@
-//! One request on a registry connection of our own, for what the daemon does not pass on (spec 05 section 2.1).
+//! One request on a registry connection of our own, for what the daemon does not pass on.
 
+use super::reach::daemon_error;
 use super::text::safe;
-use crate::error::{CliError, Code};
+use crate::error::CliError;
+use crate::lifecycle::rendezvous::Place;
 use crate::output::Ctx;
+use pilot::{RegistryError, RegistryTls};
+use pilot_daemon::config::Settings;
 use serde_json::Value;
-use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use std::collections::BTreeMap;
 
-/// Registry used when none is configured (spec 08 section 1.8).
-const DEFAULT: &str = "34.71.57.205:9000";
-/// Largest answer taken, bytes. Answers to the requests made here are far smaller.
-const MAX_ANSWER: usize = 8 << 20;
-/// Time limit of connecting and asking together.
-const LIMIT: Duration = Duration::from_secs(10);
+/// The registry the daemon uses, or that of the settings.
+async fn registry(ctx: &Ctx) -> Result<(String, Option<RegistryTls>), CliError> {
+    let settings = Settings::new(BTreeMap::new(), ctx.env(), ctx.config()?);
+    let wrong = |e: &dyn std::fmt::Display| CliError::invalid(e.to_string());
+    let configured = settings.text("registry").map_err(|e| wrong(&e))?.filter(|address| address != "local");
+    let address = match (of_daemon(ctx).await?, configured) {
+        (Some(address), _) | (None, Some(address)) => address,
+        (None, None) => match Place::local(ctx.env()).state() {
+            Some(state) => state.registry_here().to_string(),
+            None => {
+                return Err(CliError::invalid("no registry is configured")
+                    .hint("pilotctl config --set registry=HOST:PORT, or start the daemon"));
+            }
+        },
+    };
+    let tls = settings.daemon(&address, None).map_err(|e| wrong(&e))?.node.registry_tls;
+    Ok((address, tls))
+}
 
-/// `host:port` of the registry: environment, configuration file, default.
-fn address(ctx: &Ctx) -> Result<String, CliError> {
-    if let Some(address) = ctx.env().get("PILOT_REGISTRY") {
-        return Ok(address.to_owned());
-    }
-    Ok(ctx.config()?.string("registry").unwrap_or_else(|| DEFAULT.to_owned()))
+/// Where a running daemon is registered; reference daemons do not tell.
+async fn of_daemon(ctx: &Ctx) -> Result<Option<String>, CliError> {
+    let Ok(client) = ctx.client().await else { return Ok(None) };
+    let info = client.info().await.map_err(daemon_error("info"))?;
+    Ok(info["registry_addr"].as_str().filter(|address| !address.is_empty()).map(str::to_owned))
 }
 
 /// Sends a request and returns the answer; a refusal is an error with the registry's words.
 pub async fn request(ctx: &Ctx, request: Value) -> Result<Value, CliError> {
     let kind = request["type"].as_str().unwrap_or("request").to_owned();
-    let address = address(ctx)?;
-    if ctx.config()?.string("registry_tls").as_deref() == Some("true") {
-        return Err(CliError::new(
-            Code::NotSupported,
-            format!("{kind}: the registry at {address} speaks TLS"),
-        )
-        .hint("only the daemon speaks TLS to a registry"));
-    }
-    let failed = |why: String| {
-        CliError::connection(format!("{kind}: registry {address}: {why}"))
-            .hint("set PILOT_REGISTRY, or: pilotctl config --set registry=HOST:PORT")
-    };
-    let answer = match tokio::time::timeout(LIMIT, exchange(&address, &request)).await {
-        Ok(answer) => answer.map_err(|e| failed(e.to_string()))?,
-        Err(_) => return Err(failed(format!("no answer within {}s", LIMIT.as_secs()))),
-    };
-    match answer["error"].as_str() {
-        Some(refusal) if refusal.contains("not found") => {
-            Err(CliError::not_found(format!("{kind}: registry: {}", safe(refusal))))
+    let (address, tls) = registry(ctx).await?;
+    pilot::registry_call(&address, tls.as_ref(), request).await.map_err(|error| {
+        let message = format!("{kind}: {}", safe(&error.to_string()));
+        match error {
+            RegistryError::Refused(text) if text.contains("not found") => CliError::not_found(message),
+            RegistryError::Refused(_) => CliError::connection(message),
+            _ => CliError::connection(message).hint(format!(
+                "the registry is {address}; another one: pilotctl config --set registry=HOST:PORT"
+            )),
         }
-        Some(refusal) => Err(CliError::connection(format!("{kind}: registry: {}", safe(refusal)))),
-        None => Ok(answer),
-    }
-}
-
-async fn exchange(address: &str, request: &Value) -> std::io::Result<Value> {
-    let mut socket = TcpStream::connect(address).await?;
-    let body = serde_json::to_vec(request)?;
-    let mut frame = (body.len() as u32).to_be_bytes().to_vec();
-    frame.extend_from_slice(&body);
-    socket.write_all(&frame).await?;
-    let length = socket.read_u32().await? as usize;
-    if length > MAX_ANSWER {
-        return Err(std::io::Error::other(format!("an answer of {length} bytes is over {MAX_ANSWER}")));
-    }
-    let mut answer = Vec::new();
-    // Grows with what arrives, not with what was declared.
-    (&mut socket).take(length as u64).read_to_end(&mut answer).await?;
-    if answer.len() < length {
-        return Err(std::io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok(serde_json::from_slice(&answer)?)
+    })
 }
