@@ -748,7 +748,7 @@ impl Sender {
         self.tlp_at = None;
         let Some(head) = self.segs.front() else { return false };
         self.timeouts += 1;
-        if self.timeouts > MAX_TIMEOUTS {
+        if self.timeouts >= MAX_TIMEOUTS {
             return true;
         }
         let flight = self.in_flight;

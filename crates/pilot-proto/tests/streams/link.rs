@@ -255,7 +255,12 @@ impl Net {
     pub fn run_until(&mut self, limit: Duration, mut done: impl FnMut(&mut Net) -> bool) {
         let until = self.now + limit;
         while !done(self) {
-            assert!(self.step(until) || done(self), "not done after {limit:?}: {:#?}", self.status());
+            assert!(
+                self.step(until) || done(self),
+                "not done after {limit:?}: {:#?} {:?}",
+                self.status(),
+                self.sides.each_ref().map(|side| &side.events)
+            );
         }
     }
 

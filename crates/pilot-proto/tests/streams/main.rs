@@ -1,4 +1,9 @@
 //! Streams on a virtual clock.
 
+mod hostile;
 mod link;
+mod own;
+mod reference;
+mod script;
 mod transfer;
+mod vectors;
