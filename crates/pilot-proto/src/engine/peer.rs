@@ -124,10 +124,15 @@ impl Peer {
         self.cooldown.is_some_and(|until| now < until)
     }
 
-    /// When its timer must run next. `connections`: streams with it exist.
-    pub(super) fn deadline(&self, now: Instant, connections: bool) -> Option<Instant> {
+    /// Leaving the relay is worth a try.
+    pub(super) fn may_upgrade(&self, now: Instant, connections: bool, relay_only: bool) -> bool {
+        !relay_only && self.session.is_some() && self.active(now, connections)
+    }
+
+    /// When its timer must run next. `connections`: streams with it exist; `relay_only`: this node only relays.
+    pub(super) fn deadline(&self, now: Instant, connections: bool, relay_only: bool) -> Option<Instant> {
         let active = self.active(now, connections);
-        let mut next = self.path.deadline(active && self.session.is_some());
+        let mut next = self.path.deadline(self.may_upgrade(now, connections, relay_only));
         let mut at_most = |at: Instant| next = Some(next.map_or(at, |n: Instant| n.min(at)));
         if let Some(exchange) = &self.exchange {
             at_most(exchange.next);

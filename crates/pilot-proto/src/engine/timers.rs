@@ -40,7 +40,7 @@ impl Engine {
             self.timers.remove(&(at, node));
         }
         peer.asleep = !peer.active(now, connections);
-        peer.armed = peer.deadline(now, connections);
+        peer.armed = peer.deadline(now, connections, self.config.relay_only);
         if let Some(at) = peer.armed {
             self.timers.insert((at, node));
         }
@@ -126,8 +126,8 @@ impl Engine {
     fn path_timeout(&mut self, now: Instant, node: NodeId, connections: bool) {
         let fallback = self.beacon.addr.is_some();
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        let active = peer.active(now, connections) && peer.session.is_some() && !self.config.relay_only;
-        match peer.path.tick(now, active, fallback) {
+        let may_upgrade = peer.may_upgrade(now, connections, self.config.relay_only);
+        match peer.path.tick(now, may_upgrade, fallback) {
             Some(Tick::Probe) => self.send_probes(now, node),
             Some(Tick::Punch) => {
                 let stale = match peer.route {
