@@ -6,6 +6,7 @@ mod config;
 mod connect;
 mod daemon;
 mod datagram;
+mod demo;
 mod directory;
 mod envelope;
 mod listing;
@@ -32,6 +33,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Every command, in the order of the help text.
 const TABLE: &[&[Spec]] = &[
     about::COMMANDS,
+    demo::COMMANDS,
     config::COMMANDS,
     daemon::COMMANDS,
     rendezvous::COMMANDS,
