@@ -330,6 +330,7 @@ impl Driver {
             how(conn);
             if conn.closed && conn.released {
                 self.conns.remove(&id);
+                self.engine.release(now, id);
             } else {
                 self.flush(now, id);
             }
@@ -364,7 +365,11 @@ impl Driver {
         }
         if std::mem::take(&mut conn.close) {
             conn.link.credit.close();
-            self.engine.close(now, id);
+            if conn.released {
+                self.engine.release(now, id);
+            } else {
+                self.engine.close(now, id);
+            }
         }
     }
 
@@ -473,6 +478,7 @@ impl Driver {
                 self.pull(now, id);
                 if self.conns.get(&id).is_some_and(|conn| conn.released) {
                     self.conns.remove(&id);
+                    self.engine.release(now, id);
                 }
             }
         }
@@ -501,6 +507,8 @@ impl Driver {
                 released: false,
             },
         );
+        // From here on the listener's own queue bounds what the application leaves lying.
+        self.engine.accepted(id);
         let half_close = self.engine.half_close(id);
         let ends = Ends { id, local_port, remote, remote_port, half_close };
         Some(Stream::new(ends, link, commands, rx))

@@ -4,8 +4,8 @@ use crate::command::{Command, Commands};
 use crate::stream::Stream;
 use tokio::sync::mpsc;
 
-/// Connections accepted and not yet taken by the application, per listener; more are reset.
-pub(crate) const BACKLOG: usize = 256;
+/// Connections accepted and not yet taken by the application, per listener; more are reset (spec 03 section 6.2).
+pub(crate) const BACKLOG: usize = 64;
 
 /// What the driver hands to a listener.
 pub(crate) type Incoming = Stream;

@@ -96,7 +96,10 @@ async fn dials_fail_with_the_reason() {
     assert_eq!(within(a.dial(b.address(), 81)).await.unwrap_err(), DialError::Refused);
     let nobody = pilot_proto::Addr::backbone(4_000_000);
     let error = within(a.dial(nobody, 80)).await.unwrap_err();
-    assert_eq!(error.to_string(), "resolve node 4000000: registry: node 4000000: node not found");
+    assert!(
+        error.to_string().starts_with("resolve node 4000000: registry: node 4000000: node not found"),
+        "{error}"
+    );
     let private = node(config(&server)).await;
     let error = within(a.dial(private.address(), 80)).await.unwrap_err();
     assert!(
