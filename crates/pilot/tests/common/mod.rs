@@ -1,5 +1,5 @@
 //! A registry with its beacon, and nodes of it, in one process over loopback.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use pilot::{Listener, Node, NodeConfig, NodeEvent, Stream};
 use pilot_proto::crypto::sha256;
