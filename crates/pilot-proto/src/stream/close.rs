@@ -126,6 +126,9 @@ impl Conn {
         self.closing.progress_at = Some(cx.now);
         if self.own.is_some() {
             self.recv.discard();
+            if let Some(fin) = self.closing.peer_fin.filter(|fin| fin.both) {
+                return self.accept_fin(cx, fin);
+            }
         }
         if self.closing.first_fin.is_some() {
             // Our direction has ended already; the peer must learn that the other one has, too.
@@ -241,7 +244,7 @@ impl Conn {
             } else {
                 self.acks.due(&self.recv, false);
             }
-        } else if self.recv.distance(fin.seq) > 0 {
+        } else if self.recv.distance(fin.seq) > 0 && !(both && self.closing.wants_close()) {
             self.hold_fin(fin);
             if let Some(held) = &mut self.closing.peer_fin {
                 held.both |= both;
@@ -266,6 +269,10 @@ impl Conn {
     pub(super) fn accept_fin(&mut self, cx: &mut Context<'_>, fin: PeerFin) {
         self.closing.peer_fin = None;
         self.closing.peer_done = true;
+        if self.own.is_some() && self.closing.wants_close() {
+            // Both sides closed: what is still missing before the FIN would be thrown away.
+            self.recv.skip_to(fin.seq);
+        }
         if !self.closing.wants_close() {
             cx.events.push_back(StreamEvent::EndOfStream(self.id));
         }

@@ -112,6 +112,15 @@ impl Receiver {
         self.consumed = self.expected;
     }
 
+    /// Gives up on everything before a sequence number that is not before the expected one.
+    pub(super) fn skip_to(&mut self, seq: u32) {
+        let skip = u64::try_from(self.distance(seq)).unwrap_or(0);
+        self.expected += skip;
+        self.pieces.clear();
+        self.blocks.clear();
+        self.consumed = self.expected;
+    }
+
     /// Takes the payload of a data segment.
     pub(super) fn ingest(&mut self, seq: u32, data: &[u8]) -> Ingest {
         self.segments += 1;

@@ -21,9 +21,14 @@ enum Op {
 fn payload() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         prop::collection::vec(any::<u8>(), 0..40),
-        (1u8..6, prop::collection::vec(any::<u8>(), 0..48))
-            .prop_map(|(n, tail)| [b"SACK".as_slice(), &[n], &tail].concat()),
-        (0u8..34, prop::collection::vec(any::<u8>(), 0..280)).prop_map(|(n, tail)| [&[n], &tail[..]].concat()),
+        (1u8..6, prop::collection::vec(any::<u8>(), 0..48)).prop_map(|(n, tail)| [
+            b"SACK".as_slice(),
+            &[n],
+            &tail
+        ]
+        .concat()),
+        (0u8..34, prop::collection::vec(any::<u8>(), 0..280))
+            .prop_map(|(n, tail)| [&[n], &tail[..]].concat()),
         Just(vec![0; 1152]),
         Just(vec![0; 60_000]),
     ]

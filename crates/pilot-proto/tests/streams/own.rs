@@ -28,7 +28,9 @@ fn options_are_agreed_whatever_is_lost_or_repeated_during_the_opening() {
         let data = pattern(5000);
         net.send(0, a, data.clone());
         net.send(1, b, data.clone());
-        net.run_until(60 * SECOND, |net| net.received(1, b).len() >= 5000 && net.received(0, a).len() >= 5000);
+        net.run_until(60 * SECOND, |net| {
+            net.received(1, b).len() >= 5000 && net.received(0, a).len() >= 5000
+        });
         assert!(net.received(1, b) == data && net.received(0, a) == data);
     }
 }
@@ -371,7 +373,10 @@ fn half_close_fin_carries_its_kind_and_is_acknowledged_by_number() {
     let parse = |bytes: &Vec<u8>| crate::script::Pkt::parse(bytes);
     let packets: Vec<_> = net.log.iter().map(|(_, side, bytes)| (*side, parse(bytes))).collect();
     assert_eq!(packets.len(), 2, "{packets:?}");
-    assert_eq!((packets[0].0, packets[0].1.header.flags, &packets[0].1.payload[..]), (0, FIN | ACK, &[0u8][..]));
+    assert_eq!(
+        (packets[0].0, packets[0].1.header.flags, &packets[0].1.payload[..]),
+        (0, FIN | ACK, &[0u8][..])
+    );
     assert_eq!((packets[1].0, packets[1].1.header.flags), (1, ACK));
     assert_eq!(packets[1].1.header.ack, packets[0].1.header.seq.wrapping_add(1));
 }

@@ -63,8 +63,7 @@ fn initial_numbers_and_ports_are_random() {
         let now = std::time::Instant::now();
         streams.dial(now, crate::script::US, crate::script::PEER, 7).expect("dial");
         let mut out = Vec::new();
-        let path =
-            |_| pilot_proto::stream::PathInfo { max_payload: 1152, ready: true, relayed: false };
+        let path = |_| pilot_proto::stream::PathInfo { max_payload: 1152, ready: true, relayed: false };
         streams.poll_packet(now, &path, &mut out).expect("SYN");
         let header = Pkt::parse(&out).header;
         (header.seq, header.src_port)
@@ -257,9 +256,8 @@ fn no_data_segment_parses_as_sack_on_any_transmission() {
     }
     let mut sent = s.write(conn, &data);
     sent.extend(s.wait(10 * SECOND));
-    let looks = |p: &Pkt| {
-        p.payload.len() >= 13 && p.payload.starts_with(b"SACK") && (1..=4).contains(&p.payload[4])
-    };
+    let looks =
+        |p: &Pkt| p.payload.len() >= 13 && p.payload.starts_with(b"SACK") && (1..=4).contains(&p.payload[4]);
     assert!(sent.len() > 3 && !sent.iter().any(looks));
     assert!(sent.iter().any(|p| p.header.seq == iss + 1 && p.payload == b"S"));
 }
@@ -288,7 +286,8 @@ fn the_advertised_window_bounds_the_segments_in_flight_sacked_ones_included() {
     let sent = s.write(conn, &pattern(20_000));
     assert_eq!(sent.len(), 3);
     // SACKing the last two frees no slot.
-    let list = [b"SACK\x01".as_slice(), &(iss + 1 + 1152).to_be_bytes(), &(iss + 1 + 3456).to_be_bytes()].concat();
+    let list =
+        [b"SACK\x01".as_slice(), &(iss + 1 + 1152).to_be_bytes(), &(iss + 1 + 3456).to_be_bytes()].concat();
     let again = s.send(ACK, 101, iss + 1, 3, &list);
     assert!(again.iter().all(|p| p.header.seq == iss + 1), "only the hole is resent: {again:?}");
     assert_eq!(s.send(ACK, 101, iss + 1 + 3456, 2, &[]).len(), 2);
@@ -317,7 +316,8 @@ fn behind_a_hole_no_more_than_128_segments_are_unacknowledged() {
     for i in 1..100u32 {
         s.now += MS / 10;
         let list =
-            [b"SACK\x01".as_slice(), &(una + 1152).to_be_bytes(), &(una + 1152 * (1 + i)).to_be_bytes()].concat();
+            [b"SACK\x01".as_slice(), &(una + 1152).to_be_bytes(), &(una + 1152 * (1 + i)).to_be_bytes()]
+                .concat();
         let before = unacked.len();
         for p in s.send(ACK, 101, una, 512, &list) {
             unacked.insert(p.header.seq);
@@ -407,7 +407,10 @@ fn a_lost_fin_is_sent_again_until_it_is_answered() {
     let (conn, _) = s.open(100, 512);
     s.streams.close(s.now, conn);
     let sent = s.wait(9 * SECOND);
-    assert!(sent.len() >= 3 && sent.iter().all(|p| p.header.flags == FIN && p.header == sent[0].header), "{sent:?}");
+    assert!(
+        sent.len() >= 3 && sent.iter().all(|p| p.header.flags == FIN && p.header == sent[0].header),
+        "{sent:?}"
+    );
     assert_eq!(flags_of(&s.send(FIN | ACK, 101, 0, 0, &[])), [FIN | ACK]);
     assert_eq!(s.wait(30 * SECOND), []);
     assert!(s.happened(&StreamEvent::Closed(conn, CloseReason::Closed)));

@@ -108,7 +108,9 @@ fn probes_are_answered_as_the_reference_answers_them() {
         println!("probe {name}");
         if name == "sack_lookalike_split" {
             // Its connection is opened by the look-alike probe before it.
-            echo.feed(frame(&probes.iter().find(|p| p["name"] == "sack_lookalike").expect("probe")["steps"][0]));
+            echo.feed(frame(
+                &probes.iter().find(|p| p["name"] == "sack_lookalike").expect("probe")["steps"][0],
+            ));
         }
         let mut at = 0;
         while at < steps.len() {
@@ -158,7 +160,8 @@ fn captured_conversations_are_answered_like_the_reference_answered() {
         }
         let lists = |pkts: &[Pkt]| pkts.iter().filter_map(Pkt::sack).collect::<Vec<_>>();
         assert_eq!(lists(&ours), lists(&theirs), "{name}: SACK lists");
-        let last_ack = |pkts: &[Pkt]| pkts.iter().filter(|p| p.header.flags & FIN != 0).map(|p| p.header.ack).last();
+        let last_ack =
+            |pkts: &[Pkt]| pkts.iter().filter(|p| p.header.flags & FIN != 0).map(|p| p.header.ack).last();
         assert_eq!(last_ack(&ours), last_ack(&theirs), "{name}: answer to the FIN");
         let special = |pkts: &[Pkt]| {
             pkts.iter().map(|p| p.header.flags).filter(|f| f & (SYN | FIN | RST) != 0).collect::<Vec<_>>()
