@@ -123,9 +123,9 @@ impl Decoder {
         self.chunk = chunk;
     }
 
-    /// A frame has begun and is not complete.
-    pub fn is_within_frame(&self) -> bool {
-        !self.partial.is_empty() || !self.chunk.is_empty()
+    /// Bytes of a frame that is not complete.
+    pub fn buffered(&self) -> usize {
+        self.partial.len() + self.chunk.len()
     }
 
     /// The next complete frame.

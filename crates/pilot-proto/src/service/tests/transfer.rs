@@ -120,7 +120,7 @@ fn failed(text: &str) -> Option<Message> {
 #[test]
 fn golden_transfers_get_the_golden_answers() {
     let disk = disk();
-    let mut connections = vec![FileReceiver::new(disk.clone()), FileReceiver::new(disk.clone())];
+    let mut connections = [FileReceiver::new(disk.clone()), FileReceiver::new(disk.clone())];
     let mut compared = 0;
     for vector in vectors("file_stream_port_1001") {
         let meaning = vector["meaning"].as_str().unwrap();

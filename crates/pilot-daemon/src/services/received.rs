@@ -1,0 +1,465 @@
+//! Received files (spec 06 sections 5.5 and 5.6). [`Received`] stores; [`list`] and [`clear`] work on the directory
+//! alone, with or without a daemon.
+
+use super::files::{self, Stamps};
+use pilot_proto::service::file_receiver::{PartialFile, PartialStore, WriteError};
+use pilot_proto::service::filestream::{Init, TransferId};
+use pilot_proto::service::{hex, names};
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Bytes of all files, partial ones included.
+pub const QUOTA: u64 = 2 << 30;
+/// Bytes kept free on the disk.
+pub const RESERVE: u64 = 16 << 20;
+/// A transfer that wrote nothing for so long gives way to a new one of the same file.
+pub const TAKE_OVER_AFTER: Duration = Duration::from_secs(10);
+/// Where partial files are kept, below the directory.
+const PARTIAL: &str = ".partial";
+
+/// A stored file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredFile {
+    /// Name in the directory.
+    pub name: String,
+    /// Full path.
+    pub path: PathBuf,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// A live transfer's claim on a partial file.
+#[derive(Debug)]
+struct Hold {
+    /// Another transfer has taken it over.
+    lost: bool,
+    last_write: Instant,
+    /// Bytes still to come; they count against the quota.
+    outstanding: u64,
+}
+
+type Holds = HashMap<PathBuf, Arc<Mutex<Hold>>>;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Stores files.
+#[derive(Debug)]
+pub struct Received {
+    dir: PathBuf,
+    stamps: Arc<Stamps>,
+    quota: u64,
+    take_over_after: Duration,
+    private: AtomicU32,
+    holds: Mutex<Holds>,
+}
+
+impl Received {
+    /// In `dir`, which is made when the first file comes.
+    pub fn new(dir: PathBuf, stamps: Arc<Stamps>) -> Received {
+        let (quota, take_over_after) = (QUOTA, TAKE_OVER_AFTER);
+        Received { dir, stamps, quota, take_over_after, private: AtomicU32::new(0), holds: Mutex::default() }
+    }
+
+    /// With other limits than [`QUOTA`] and [`TAKE_OVER_AFTER`].
+    pub fn limits(self, quota: u64, take_over_after: Duration) -> Received {
+        Received { quota, take_over_after, ..self }
+    }
+
+    /// The quota, bytes.
+    pub fn quota(&self) -> u64 {
+        self.quota
+    }
+
+    /// Stores a whole file durably; blocks.
+    ///
+    /// # Errors
+    /// A text for the sender, and whether the quota is the cause.
+    pub fn store(&self, name: &str, data: &[u8]) -> Result<StoredFile, (String, bool)> {
+        let failed = |error: io::Error| (error.to_string(), false);
+        files::create_dir(&self.dir).map_err(failed)?;
+        // Held while writing, so that two files cannot both take the last room.
+        let holds = lock(&self.holds);
+        let used = self.used(&holds, None).map_err(failed)?;
+        let (size, quota) = (data.len() as u64, self.quota);
+        if used + size > quota {
+            return Err((format!("received-files quota exceeded: {used} + {size} > {quota}"), true));
+        }
+        let (name, path) = self.free_name(&names::base_name(name));
+        files::write_atomic(&path, data).map_err(failed)?;
+        Ok(StoredFile { name, path, size })
+    }
+
+    /// Bytes below the directory and bytes that live transfers will add, without the partial file `except`.
+    fn used(&self, holds: &Holds, except: Option<&Path>) -> io::Result<u64> {
+        let mut used = 0;
+        for dir in [self.dir.clone(), self.dir.join(PARTIAL)] {
+            for file in list_dir(&dir)? {
+                if except != Some(&file.path) {
+                    used += file.bytes;
+                }
+            }
+        }
+        let outstanding =
+            holds.iter().filter(|(path, _)| except != Some(path)).map(|(_, hold)| lock(hold).outstanding);
+        Ok(used + outstanding.sum::<u64>())
+    }
+
+    fn free_name(&self, base: &str) -> (String, PathBuf) {
+        loop {
+            let name = names::stored_name(base, &self.stamps.next());
+            let path = self.dir.join(&name);
+            if !path.exists() {
+                return (name, path);
+            }
+        }
+    }
+
+    fn open(self: &Arc<Self>, id: &TransferId, init: &Init) -> Result<Partial, String> {
+        let failed = |error: io::Error| error.to_string();
+        let partials = self.dir.join(PARTIAL);
+        files::create_dir(&partials).map_err(failed)?;
+        let mut path = partials.join(hex(id));
+        let mut holds = lock(&self.holds);
+        let mut private = false;
+        if let Some(hold) = holds.get(&path).cloned() {
+            let mut hold = lock(&hold);
+            if hold.last_write.elapsed() >= self.take_over_after {
+                hold.lost = true;
+                hold.outstanding = 0;
+            } else {
+                private = true;
+                let number =
+                    self.private.fetch_add(1, Ordering::Relaxed) ^ std::process::id().rotate_left(16);
+                path = partials.join(format!("{}.{number:08x}", hex(id)));
+            }
+        }
+        let size = init.size;
+        let used = self.used(&holds, Some(&path)).map_err(failed)?;
+        let available = self.quota.saturating_sub(used);
+        if size > available {
+            let quota = self.quota;
+            return Err(format!(
+                "receiver disk quota exceeded: need {size}, {available} of {quota} available"
+            ));
+        }
+        let present = fs::metadata(&path).map_or(0, |data| data.len());
+        let need = size.saturating_sub(if present > size { 0 } else { present });
+        if let Some(free) = files::free_space(&partials)
+            && need > free.saturating_sub(RESERVE)
+        {
+            return Err(format!(
+                "receiver disk full: need {need} bytes, {free} free (keeping {RESERVE} in reserve)"
+            ));
+        }
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
+        if present > size {
+            file.set_len(0).map_err(failed)?;
+        }
+        let len = file.seek(io::SeekFrom::End(0)).map_err(failed)?;
+        let hold = Hold { lost: false, last_write: Instant::now(), outstanding: size.saturating_sub(len) };
+        let hold = Arc::new(Mutex::new(hold));
+        holds.insert(path.clone(), hold.clone());
+        Ok(Partial { received: self.clone(), path, file, len, hold, private, keep: true })
+    }
+}
+
+/// Gives out partial files; one per connection.
+#[derive(Debug, Clone)]
+pub struct Store(pub Arc<Received>);
+
+impl PartialStore for Store {
+    type File = Partial;
+
+    fn open(&mut self, id: &TransferId, init: &Init) -> Result<Partial, String> {
+        self.0.open(id, init)
+    }
+}
+
+/// The partial file of a live transfer.
+#[derive(Debug)]
+pub struct Partial {
+    received: Arc<Received>,
+    path: PathBuf,
+    file: File,
+    len: u64,
+    hold: Arc<Mutex<Hold>>,
+    private: bool,
+    /// The file is worth keeping when the transfer ends.
+    keep: bool,
+}
+
+impl PartialFile for Partial {
+    type Stored = StoredFile;
+
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn append(&mut self, data: &[u8]) -> Result<(), WriteError> {
+        let mut hold = lock(&self.hold);
+        if hold.lost {
+            return Err(WriteError::TakenOver);
+        }
+        if let Err(error) = self.file.write_all(data) {
+            if error.kind() == io::ErrorKind::StorageFull {
+                // What was written only takes the room that others need.
+                self.keep = false;
+            } else {
+                // A part of the data may have been written.
+                let _ = self.file.set_len(self.len);
+            }
+            return Err(WriteError::Failed(error.to_string()));
+        }
+        self.len += data.len() as u64;
+        hold.outstanding = hold.outstanding.saturating_sub(data.len() as u64);
+        hold.last_write = Instant::now();
+        Ok(())
+    }
+
+    fn read(&mut self, each: &mut dyn FnMut(&[u8])) -> Result<(), String> {
+        let mut run = || {
+            self.file.rewind()?;
+            let mut block = vec![0; 1 << 20];
+            let mut left = self.len;
+            while left > 0 {
+                let n = self.file.read(&mut block)?;
+                if n == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                each(&block[..n]);
+                left = left.saturating_sub(n as u64);
+            }
+            self.file.seek(io::SeekFrom::End(0))
+        };
+        run().map(|_| ()).map_err(|error: io::Error| error.to_string())
+    }
+
+    fn corrupt(self) {
+        if !lock(&self.hold).lost {
+            let _ = self.file.set_len(0);
+        }
+    }
+
+    fn finish(mut self, base: &str) -> Result<StoredFile, String> {
+        let failed = |error: io::Error| error.to_string();
+        self.file.sync_all().map_err(failed)?;
+        let hold = lock(&self.hold);
+        if hold.lost {
+            return Err("a newer transfer of this file has taken it over".to_owned());
+        }
+        let (name, path) = self.received.free_name(base);
+        fs::rename(&self.path, &path).map_err(failed)?;
+        drop(hold);
+        files::sync_dir(&self.received.dir);
+        self.keep = true;
+        self.private = false;
+        Ok(StoredFile { name, path, size: self.len })
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        let mut holds = lock(&self.received.holds);
+        if holds.get(&self.path).is_some_and(|hold| Arc::ptr_eq(hold, &self.hold)) {
+            holds.remove(&self.path);
+            if self.private || !self.keep {
+                let _ = fs::remove_file(&self.path);
+            }
+        }
+    }
+}
+
+/// A file in the directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceivedFile {
+    /// Name.
+    pub name: String,
+    /// Full path.
+    pub path: PathBuf,
+    /// Size so far.
+    pub bytes: u64,
+    /// Last change.
+    pub modified: SystemTime,
+}
+
+/// What is in the directory.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Listing {
+    /// Finished files, newest first.
+    pub files: Vec<ReceivedFile>,
+    /// Interrupted or running transfers, newest first.
+    pub partial: Vec<ReceivedFile>,
+}
+
+fn list_dir(dir: &Path) -> io::Result<Vec<ReceivedFile>> {
+    let listing = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        listing => listing?,
+    };
+    let mut found = Vec::new();
+    for file in listing {
+        let file = file?;
+        let Ok(data) = file.metadata() else { continue };
+        if data.is_file() {
+            let name = file.file_name().to_string_lossy().into_owned();
+            let modified = data.modified().unwrap_or(UNIX_EPOCH);
+            found.push(ReceivedFile { name, path: file.path(), bytes: data.len(), modified });
+        }
+    }
+    found.sort_by(|a, b| b.modified.cmp(&a.modified).then_with(|| b.name.cmp(&a.name)));
+    Ok(found)
+}
+
+/// Files changed at or after `since`.
+///
+/// # Errors
+/// The directory cannot be read. One that does not exist is empty.
+pub fn list(dir: &Path, since: Option<SystemTime>) -> io::Result<Listing> {
+    let young = |file: &ReceivedFile| since.is_none_or(|since| file.modified >= since);
+    let mut files = list_dir(dir)?;
+    let mut partial = list_dir(&dir.join(PARTIAL))?;
+    files.retain(young);
+    partial.retain(young);
+    Ok(Listing { files, partial })
+}
+
+/// What [`clear`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cleared {
+    /// Deleted files.
+    pub cleared: usize,
+    /// Deleted partial files.
+    pub cleared_partial: usize,
+    /// Files still there, partial ones included.
+    pub remaining: usize,
+}
+
+/// Deletes files changed before `before` (all, if `None`), partial ones too. A transfer that runs fails and starts anew.
+///
+/// # Errors
+/// The directory cannot be read or a file not deleted.
+pub fn clear(dir: &Path, before: Option<SystemTime>) -> io::Result<Cleared> {
+    let mut done = Cleared::default();
+    let Listing { files, partial } = list(dir, None)?;
+    for (list, count) in [(files, &mut done.cleared), (partial, &mut done.cleared_partial)] {
+        for file in list {
+            if before.is_some_and(|before| file.modified >= before) {
+                done.remaining += 1;
+                continue;
+            }
+            match fs::remove_file(&file.path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => *count += 1,
+            }
+        }
+    }
+    Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: TransferId = [7; 16];
+
+    fn init(size: u64) -> Init {
+        Init { size, sha256: [0; 32], chunk: 1, name: "f".into() }
+    }
+
+    fn received(dir: &Path, quota: u64) -> Arc<Received> {
+        Arc::new(Received::new(dir.to_owned(), Arc::default()).limits(quota, TAKE_OVER_AFTER))
+    }
+
+    #[test]
+    fn live_transfers_count_in_full_against_the_quota() {
+        let dir = tempfile::tempdir().unwrap();
+        let received = received(dir.path(), 1000);
+        let mut first = received.open(&ID, &init(600)).unwrap();
+        first.append(&[0; 100]).unwrap();
+        let text = "receiver disk quota exceeded: need 500, 400 of 1000 available";
+        assert_eq!(received.open(&[8; 16], &init(500)).unwrap_err(), text);
+        let (text, full) = received.store("n", &[0; 500]).unwrap_err();
+        assert_eq!((text.as_str(), full), ("received-files quota exceeded: 600 + 500 > 1000", true));
+        drop(first);
+        // Only what is written counts now, and a resumption's own part not twice.
+        assert!(received.open(&[8; 16], &init(900)).is_ok());
+        assert_eq!(received.open(&ID, &init(1000)).unwrap().len(), 100);
+    }
+
+    #[test]
+    fn a_partial_file_larger_than_announced_starts_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let received = received(dir.path(), 1000);
+        received.open(&ID, &init(100)).unwrap().append(&[0; 100]).unwrap();
+        assert_eq!(received.open(&ID, &init(50)).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_corrupt_partial_file_starts_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let received = received(dir.path(), 1000);
+        let mut partial = received.open(&ID, &init(100)).unwrap();
+        partial.append(&[0; 100]).unwrap();
+        partial.corrupt();
+        assert_eq!(received.open(&ID, &init(100)).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn what_was_written_is_read_back_and_appending_goes_on_after_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let received = received(dir.path(), 1000);
+        let mut partial = received.open(&ID, &init(6)).unwrap();
+        partial.append(b"abc").unwrap();
+        let mut seen = Vec::new();
+        partial.read(&mut |bytes| seen.extend_from_slice(bytes)).unwrap();
+        partial.append(b"def").unwrap();
+        let stored = partial.finish("f.txt").unwrap();
+        assert_eq!((seen, fs::read(stored.path).unwrap()), (b"abc".to_vec(), b"abcdef".to_vec()));
+    }
+
+    #[test]
+    fn more_than_the_disk_holds_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let received = received(dir.path(), u64::MAX);
+        let error = received.open(&ID, &init(1 << 60)).unwrap_err();
+        assert!(error.starts_with("receiver disk full: need 1152921504606846976 bytes, "), "{error}");
+        assert!(error.ends_with(" free (keeping 16777216 in reserve)"), "{error}");
+    }
+
+    #[test]
+    fn files_are_listed_and_cleared_with_the_partial_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("received");
+        assert_eq!(list(&path, None).unwrap(), Listing::default(), "no directory yet");
+        let received = received(&path, 1000);
+        received.store("a.txt", b"1").unwrap();
+        received.store("b.txt", b"22").unwrap();
+        received.open(&ID, &init(9)).unwrap().append(b"333").unwrap();
+        let listing = list(&path, None).unwrap();
+        assert_eq!(listing.files.iter().map(|f| f.bytes).collect::<Vec<_>>(), [2, 1], "newest first");
+        assert_eq!(
+            listing.partial.iter().map(|f| (f.name.clone(), f.bytes)).collect::<Vec<_>>(),
+            [(hex(&ID), 3)]
+        );
+        let hour = Duration::from_secs(3600);
+        assert_eq!(list(&path, Some(SystemTime::now() + hour)).unwrap(), Listing::default());
+        let none = clear(&path, Some(SystemTime::now() - hour)).unwrap();
+        assert_eq!(none, Cleared { cleared: 0, cleared_partial: 0, remaining: 3 });
+        assert_eq!(clear(&path, None).unwrap(), Cleared { cleared: 2, cleared_partial: 1, remaining: 0 });
+    }
+}
