@@ -177,3 +177,91 @@ async fn feed<S: AsyncRead + AsyncWrite + Unpin>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Snapshot, Store, StoreError, Write};
+    use pilot_proto::crypto::Identity;
+    use pilot_proto::registry::challenge;
+    use serde_json::json;
+    use std::sync::atomic::AtomicBool;
+
+    /// A disk that is full while the flag is set.
+    struct Disk(Arc<AtomicBool>);
+
+    impl Store for Disk {
+        fn load(&mut self) -> Result<Snapshot, StoreError> {
+            Ok(Snapshot::default())
+        }
+        fn commit(&mut self, _: &[Write]) -> Result<(), StoreError> {
+            if self.0.load(Ordering::SeqCst) { Err(StoreError("disk full".into())) } else { Ok(()) }
+        }
+    }
+
+    async fn ask(shared: &Shared, session: &mut Session, request: Value) -> Value {
+        answer(shared, session, request.as_object().unwrap()).await.0
+    }
+
+    #[tokio::test]
+    async fn nothing_is_acknowledged_that_the_disk_did_not_take_and_presence_goes_on() {
+        let full = Arc::new(AtomicBool::new(false));
+        let (shared, _notified) = Shared::for_tests(Box::new(Disk(full.clone())));
+        let mut session = Session::new("127.0.0.1:1".parse().unwrap(), "127.0.0.1".parse().unwrap(), true);
+        let identity = Identity::from_seed([1; 32]).unwrap();
+        let key = identity.public_key_base64();
+        let signature = identity.sign_text(&challenge::register("", &key));
+        let register =
+            json!({"type": "register", "public_key": key, "listen_addr": "", "signature": signature});
+        let own = |verb: &str, fields: Value| {
+            let mut request = fields;
+            request["type"] = json!(verb);
+            request["node_id"] = json!(1);
+            request["signature"] = json!(identity.sign_text(&challenge::own(verb, 1)));
+            request
+        };
+        assert_eq!(ask(&shared, &mut session, register).await["type"], "register_ok");
+        full.store(true, Ordering::SeqCst);
+        // The first finds out, the second is refused before it changes anything.
+        for name in ["a", "b"] {
+            let answer = ask(&shared, &mut session, own("set_hostname", json!({"hostname": name}))).await;
+            let text = answer["error"].as_str().unwrap();
+            assert!(text.starts_with("registry storage unavailable") && text.contains("disk full"), "{text}");
+        }
+        let unknown = ask(&shared, &mut session, json!({"type": "resolve_hostname", "hostname": "b"})).await;
+        assert!(unknown["error"].is_string());
+        assert_eq!(ask(&shared, &mut session, own("heartbeat", json!({}))).await["type"], "heartbeat_ok");
+        assert_eq!(
+            ask(&shared, &mut session, own("poll_handshakes", json!({}))).await["requests"],
+            json!([])
+        );
+        full.store(false, Ordering::SeqCst);
+        // The writer stores what failed by itself; then changes are taken again.
+        while shared.store.failed().is_some() {
+            tokio::task::yield_now().await;
+        }
+        let answer = ask(&shared, &mut session, own("set_hostname", json!({"hostname": "c"}))).await;
+        assert_eq!(answer["type"], "set_hostname_ok");
+        assert_eq!(shared.errors.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test]
+    async fn a_handshake_is_hinted_to_the_beacon_once_it_is_stored() {
+        let full = Arc::new(AtomicBool::new(false));
+        let (shared, mut notified) = Shared::for_tests(Box::new(Disk(full.clone())));
+        let mut session = Session::new("127.0.0.1:1".parse().unwrap(), "127.0.0.1".parse().unwrap(), true);
+        let nodes: Vec<Identity> = (1..3).map(|seed| Identity::from_seed([seed; 32]).unwrap()).collect();
+        for node in &nodes {
+            let key = node.public_key_base64();
+            let signature = node.sign_text(&challenge::register("", &key));
+            let request =
+                json!({"type": "register", "public_key": key, "listen_addr": "", "signature": signature});
+            ask(&shared, &mut session, request).await;
+        }
+        let signature = nodes[0].sign_text(&challenge::pair("handshake", 1, 2));
+        let request =
+            json!({"type": "request_handshake", "from_node_id": 1, "to_node_id": 2, "signature": signature});
+        assert_eq!(ask(&shared, &mut session, request).await["status"], "delivered");
+        assert_eq!(notified.try_recv(), Ok(2));
+    }
+}

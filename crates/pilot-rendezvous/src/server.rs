@@ -116,6 +116,26 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// An empty memory registry over `store`, with the beacon's end of the notify queue.
+    #[cfg(test)]
+    pub fn for_tests(store: Box<dyn crate::store::Store>) -> (Arc<Shared>, mpsc::Receiver<NodeId>) {
+        let config = Config::loopback();
+        let registry =
+            Registry::load(&config, config.beacon_addr, Default::default(), "test".to_owned(), Now::read());
+        let (notify, notified) = mpsc::channel(NOTIFY_QUEUE);
+        let shared = Shared {
+            registry: Mutex::new(registry),
+            store: writer::start(store).unwrap().0,
+            subscriptions: Subscriptions::default(),
+            notify,
+            limits: config.limits,
+            requests: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+        };
+        (Arc::new(shared), notified)
+    }
+
     /// The state, locked. Never held across an await.
     pub fn registry(&self) -> MutexGuard<'_, Registry> {
         // A handler does not panic; if one did, each change it made is still whole.

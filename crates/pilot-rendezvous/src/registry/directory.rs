@@ -126,7 +126,8 @@ impl Registry {
         let mut nodes = Vec::new();
         for (node_id, m) in &network.members {
             let Some(node) = self.nodes.get(node_id) else { continue };
-            if !member && !(node.record.public && node.live()) {
+            let shown = member || (node.record.public && node.live());
+            if !shown {
                 continue;
             }
             let mut e = if node.live() {

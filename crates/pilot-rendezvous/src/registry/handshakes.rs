@@ -119,8 +119,20 @@ impl Registry {
             batch.requests = earlier.requests;
             batch.responses = earlier.responses;
         }
-        batch.requests.extend(inbox.requests.extract_if(.., |_, r| r.seq <= up_to).map(|(_, r)| r));
-        batch.responses.extend(inbox.responses.extract_if(.., |_, r| r.seq <= up_to).map(|(_, r)| r));
+        inbox.requests.retain(|_, r| {
+            let keep = r.seq > up_to;
+            if !keep {
+                batch.requests.push(r.clone());
+            }
+            keep
+        });
+        inbox.responses.retain(|_, r| {
+            let keep = r.seq > up_to;
+            if !keep {
+                batch.responses.push(r.clone());
+            }
+            keep
+        });
         inbox.in_doubt = Some(batch);
         self.writes.push(Write::Delivered { node, up_to });
     }

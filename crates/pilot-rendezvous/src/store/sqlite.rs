@@ -6,6 +6,7 @@ use crate::registry::model::{
 };
 use rusqlite::{Connection, Row, params};
 use std::path::Path;
+use std::time::Duration;
 
 /// One step per schema version, applied in order; `PRAGMA user_version` counts the applied ones.
 const MIGRATIONS: &[&str] = &[
@@ -38,6 +39,9 @@ const MIGRATIONS: &[&str] = &[
          recipient INTEGER NOT NULL, network INTEGER NOT NULL, inviter INTEGER NOT NULL, at INTEGER NOT NULL,
          PRIMARY KEY (recipient, network)) WITHOUT ROWID;",
 ];
+
+/// A store that a process just lets go of is waited for this long.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
 
 /// The file itself, or a database in memory.
 pub(crate) struct Sqlite {
@@ -91,6 +95,7 @@ impl Sqlite {
     }
 
     fn prepare(mut db: Connection) -> Result<Sqlite, StoreError> {
+        db.busy_timeout(LOCK_WAIT)?;
         // Exclusive: two registries on one file would hand out the same ids.
         db.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
         db.pragma_update(None, "journal_mode", "WAL")?;

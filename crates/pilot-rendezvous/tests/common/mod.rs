@@ -1,5 +1,5 @@
 //! A registry client for tests: strict request and answer on one connection.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use pilot_proto::crypto::Identity;
 use pilot_proto::registry::challenge;
