@@ -132,6 +132,36 @@ impl Reach {
         }
     }
 
+    /// Asks the registry whether an untrusted peer may be written to at all. For datagrams: they are not dialled, so
+    /// no daemon tells.
+    pub async fn gate(&self, ctx: &Ctx) -> Result<(), CliError> {
+        if self.trusted != Some(false) {
+            return Ok(());
+        }
+        let node = self.peer.addr.node;
+        let request = serde_json::json!({"type": "lookup", "node_id": node});
+        let record = match super::registry::request(ctx, request).await {
+            Ok(record) => record,
+            Err(error) => {
+                let text = error.message.strip_prefix("lookup: registry: ").unwrap_or(&error.message);
+                return Err(untrusted(self, &format!("resolve node {node}: {text}")));
+            }
+        };
+        if record["public"] == true || self.shares_network(&record).await {
+            return Ok(());
+        }
+        Err(untrusted(self, &format!("resolve node {node}: private")))
+    }
+
+    /// Members of one network other than the backbone reach each other without trust.
+    async fn shares_network(&self, record: &Value) -> bool {
+        let Ok(info) = self.client.info().await else { return false };
+        let mine = info["networks"].as_array();
+        let theirs = record["networks"].as_array();
+        let mut common = mine.into_iter().flatten().filter_map(|n| n["network_id"].as_u64());
+        common.any(|id| id != 0 && theirs.is_some_and(|list| list.iter().any(|n| n.as_u64() == Some(id))))
+    }
+
     /// `direct`, `relay` or, for this node itself, `local`: how the peer is reached right now.
     pub async fn path(&self) -> Option<&'static str> {
         path_of(&self.client.info().await.ok()?, self.peer.addr.node)

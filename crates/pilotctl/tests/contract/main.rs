@@ -2,5 +2,9 @@
 
 mod config;
 mod daemon;
+mod directory;
 mod frame;
+mod pair;
+mod streams;
 mod support;
+mod trust;

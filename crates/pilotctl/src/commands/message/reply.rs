@@ -82,11 +82,6 @@ impl ReplyMatcher {
         self.decide(now, true)
     }
 
-    /// When to look again although nothing arrives.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.held.as_ref().map(|(_, since)| *since + HOLD)
-    }
-
     fn decide(&mut self, now: Instant, over: bool) -> Option<String> {
         let (id, since) = self.held.as_ref()?;
         if self.delivered_tagged && self.peer_named_another {
@@ -132,7 +127,6 @@ mod tests {
         let mut m = matcher(&[record("old", Some("x"))]);
         let now = Instant::now();
         assert_eq!(m.offer(&[record("a", None)], now), None);
-        assert_eq!(m.deadline(), Some(now + HOLD));
         assert_eq!(m.offer(&[], now + HOLD - Duration::from_millis(1)), None);
         assert_eq!(m.offer(&[], now + HOLD).as_deref(), Some("a"));
     }

@@ -1,0 +1,201 @@
+//! `find`, `lookup`, and what a node says of itself; `info`, `health`, `peers`, `connections`.
+
+use crate::pair::{BETA, Pair};
+use crate::support::Home;
+use serde_json::json;
+
+#[test]
+fn find_and_lookup_tell_a_public_node() {
+    let pair = Pair::public();
+    let found = pair.a.json(&["find", "agent-beta"]).data();
+    for (key, value) in [
+        ("address", json!(BETA)),
+        ("hostname", json!("agent-beta")),
+        ("node_id", json!(2)),
+        ("public", json!(true)),
+    ] {
+        assert_eq!(found[key], value, "{key}");
+    }
+    assert_eq!(
+        pair.a.run(&["find", "agent-beta"]).stdout,
+        format!("Hostname:  agent-beta\nNode ID:   2\nAddress:   {BETA}\nVisible:   public\n")
+    );
+    for peer in ["2", BETA, "agent-beta"] {
+        let record = pair.a.json(&["lookup", peer]).data();
+        assert_eq!((&record["node_id"], &record["type"]), (&json!(2), &json!("lookup_ok")), "{peer}");
+        assert_eq!((&record["real_addr"], &record["endpoint"]), (&json!(null), &json!(null)), "no endpoints");
+    }
+    let error = pair.a.json(&["find", "nobody"]).error();
+    assert_eq!(error["code"], "not_found");
+    assert_eq!(error["message"], "cannot find \"nobody\" — hostname not found or no mutual trust");
+    assert_eq!(pair.a.json(&["lookup", "99"]).error()["code"], "not_found");
+}
+
+#[test]
+fn a_hostname_is_set_remembered_and_cleared() {
+    let pair = Pair::private();
+    assert_eq!(
+        pair.a.json(&["set-hostname", "new-name"]).data(),
+        json!({"hostname": "new-name", "node_id": 1})
+    );
+    assert_eq!(pair.a.config()["hostname"], "new-name");
+    let error = pair.a.json(&["set-hostname", "agent-beta"]).error();
+    assert_eq!(error["code"], "connection_failed");
+    assert!(error["message"].as_str().unwrap().contains("already in use"), "the registry's reason: {error}");
+    assert_eq!(pair.a.json(&["set-hostname", "Bad_Host"]).error()["code"], "invalid_argument");
+    assert_eq!(pair.a.json(&["info"]).data()["hostname"], "new-name", "refused names change nothing");
+    assert_eq!(pair.a.run(&["clear-hostname"]).stdout, "hostname cleared\n");
+    assert!(pair.a.config().get("hostname").is_none());
+}
+
+#[test]
+fn tags_work_with_and_without_extras() {
+    let pair = Pair::private();
+    let set = pair.a.json(&["set-tags", "mcp", "#finance"]).data();
+    assert_eq!(set, json!({"node_id": 1, "tags": ["mcp", "finance"]}));
+    assert_eq!(pair.a.run(&["extras", "set-tags", "mcp"]).stdout, "tags set: #mcp\n");
+    let error = pair.a.json(&["set-tags", "a", "b", "c", "d"]).error();
+    assert_eq!(error["message"], "set-tags: maximum 3 tags allowed, got 4");
+    assert_eq!(pair.a.json(&["clear-tags"]).data(), json!({"node_id": 1, "tags": []}));
+}
+
+#[test]
+fn visibility_changes_at_once() {
+    let pair = Pair::private();
+    assert_eq!(
+        pair.b.json(&["set-public"]).data(),
+        json!({"node_id": 2, "type": "set_visibility_ok", "visibility": "public"})
+    );
+    assert_eq!(pair.a.json(&["find", "agent-beta"]).data()["public"], true);
+    assert_eq!(pair.b.json(&["set-private"]).data()["visibility"], "private");
+}
+
+#[test]
+fn a_webhook_is_applied_and_kept_even_without_a_daemon() {
+    let home = Home::new();
+    let url = "https://example.org/hook";
+    assert_eq!(home.json(&["set-webhook", url]).data(), json!({"applied": false, "webhook": url}));
+    assert_eq!(home.config()["webhook"], url);
+    assert_eq!(
+        home.json(&["set-webhook", "ftp://x"]).error()["message"],
+        "webhook URL must start with http:// or https://"
+    );
+    assert_eq!(home.json(&["clear-webhook"]).data(), json!({"applied": false, "webhook": ""}));
+}
+
+#[test]
+fn status_commands_have_the_documented_keys_and_no_endpoints() {
+    let pair = Pair::public();
+    let info = pair.a.json(&["info"]).data();
+    for key in [
+        "accept_queue_drops",
+        "address",
+        "authenticated_peers",
+        "beacon_addr",
+        "bytes_recv",
+        "bytes_sent",
+        "conn_list",
+        "connections",
+        "email",
+        "encrypt",
+        "encrypted_peers",
+        "features",
+        "handshake_pending_count",
+        "hostname",
+        "identity",
+        "motd",
+        "networks",
+        "node_id",
+        "peer_list",
+        "peers",
+        "pkts_recv",
+        "pkts_sent",
+        "ports",
+        "public_key",
+        "relay_peer_count",
+        "transport",
+        "tunnel_encryption_failure",
+        "tunnel_encryption_success",
+        "uptime_secs",
+        "version",
+        "webhook_circuit_skips",
+        "webhook_queue_dropped",
+    ] {
+        assert!(info.get(key).is_some(), "info lacks {key}: {info}");
+    }
+    let health = pair.a.json(&["health"]).data();
+    for key in [
+        "accept_queue_drops",
+        "authenticated_peers",
+        "beacon_addr",
+        "bytes_recv",
+        "bytes_sent",
+        "connections",
+        "encrypted_peers",
+        "handshake_pending_count",
+        "peers",
+        "relay_peer_count",
+        "status",
+        "uptime_seconds",
+        "webhook_circuit_skips",
+        "webhook_queue_dropped",
+    ] {
+        assert!(health.get(key).is_some(), "health lacks {key}: {health}");
+    }
+    assert_eq!(pair.a.json(&["peers"]).data(), json!({"encrypted": 0, "peers": [], "total": 0}));
+    assert_eq!(pair.a.json(&["connections"]).data(), json!({"connections": [], "total": 0}));
+    // A refused connection leaves a tunnel.
+    assert_eq!(pair.a.json(&["connect", "2", "4444", "--message=x"]).error()["code"], "connection_failed");
+    let peers = pair.a.json(&["peers"]).data();
+    assert_eq!((&peers["total"], &peers["encrypted"]), (&json!(1), &json!(1)));
+    assert_eq!(
+        peers["peers"],
+        json!([{"authenticated": true, "encrypted": true, "node_id": 2, "relay": false}]),
+        "no endpoint"
+    );
+    let text = pair.a.run(&["peers", "--all"]).stdout;
+    assert!(text.starts_with("● 1 peer — 1 encrypted+authenticated · 0 relay · 1 direct\n"), "{text}");
+    let error = pair.a.json(&["disconnect", "99"]).error();
+    assert_eq!((&error["code"], &error["message"]), (&json!("not_found"), &json!("no connection 99")));
+}
+
+#[test]
+fn commands_without_a_daemon_say_how_to_start_one() {
+    let home = Home::new();
+    let socket = home.path().join("pilot.sock");
+    for command in
+        [&["info"][..], &["ping", "2"], &["trust"], &["recv", "1000"], &["send-message", "2", "--data=x"]]
+    {
+        let error = home.json(command).error();
+        assert_eq!(error["code"], "not_running", "{command:?}");
+        assert_eq!(error["message"], "daemon is not running");
+        assert_eq!(
+            error["hint"],
+            format!("start the daemon with: pilotctl daemon start  (tried {})", socket.display())
+        );
+    }
+}
+
+#[test]
+fn a_signed_request_verifies_and_a_changed_one_does_not() {
+    let pair = Pair::public();
+    let signed = pair.a.json(&["sign-request", "--audience", "svc", "--body", "hello"]).data();
+    let (envelope, signature) = (signed["envelope"].as_str().unwrap(), signed["signature"].as_str().unwrap());
+    assert!(envelope.starts_with("pilot-req-v1|000000000001|"), "{envelope}");
+    let verify =
+        |envelope: &str| pair.b.json(&["verify-request", "--envelope", envelope, "--signature", signature]);
+    let valid = verify(envelope).data();
+    assert_eq!((&valid["valid"], &valid["node_id"]), (&json!(true), &json!(1)));
+    let invalid = verify(&envelope.replace("|svc", "|svd")).data_of(1);
+    assert_eq!(invalid["valid"], false);
+    assert_eq!(invalid["reason"], "reqsig: signature verification failed");
+}
+
+#[test]
+fn network_list_passes_the_registry_answer_through() {
+    let pair = Pair::private();
+    let list = pair.a.json(&["network", "list"]).data();
+    assert_eq!(list["type"], "list_networks_ok");
+    assert_eq!(list["networks"][0]["name"], "backbone");
+    assert_eq!(pair.a.json(&["network", "join", "70000"]).error()["code"], "invalid_argument");
+}
