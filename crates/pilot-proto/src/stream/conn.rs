@@ -4,9 +4,9 @@ use super::ack::Acks;
 use super::close::{Closing, PeerFin};
 use super::handshake::Dial;
 use super::options::Options;
-use super::recovery::{PeerWindow, Sender};
 use super::recv::Receiver;
 use super::sack::{self, Block};
+use super::sender::{PeerWindow, Sender};
 use super::{CloseReason, Config, ConnId, StreamEvent};
 use crate::wire::addr::Addr;
 use crate::wire::packet::{Header, Packet, flags, protocol};
@@ -199,7 +199,7 @@ impl Conn {
     pub(super) fn advertise(&mut self) -> u16 {
         let (field, unit) = match self.own {
             Some(_) => (self.recv.window(WINDOW_UNIT, u16::MAX), u64::from(WINDOW_UNIT)),
-            None => (self.recv.reference_window(), super::recovery::REFERENCE_SEGMENT as u64),
+            None => (self.recv.reference_window(), super::sender::REFERENCE_SEGMENT as u64),
         };
         self.advertised = field;
         self.advertised_edge = self.recv.expected() + u64::from(field) * unit;

@@ -4,8 +4,8 @@ use super::PathInfo;
 use super::close::FIN_BOTH;
 use super::conn::{Conn, State};
 use super::handshake::{our_options, syn_window};
-use super::recovery::{Piece, REFERENCE_SEGMENT};
 use super::sack::{self, Block};
+use super::sender::{Piece, REFERENCE_SEGMENT};
 use crate::wire::packet::{Header, MAX_PAYLOAD, flags};
 use std::time::Instant;
 

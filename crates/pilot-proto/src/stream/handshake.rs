@@ -2,8 +2,8 @@
 
 use super::conn::{Agreed, Conn, Context, State, WINDOW_UNIT};
 use super::options::{MAX_SEGMENT, Options};
-use super::recovery::PeerWindow;
 use super::recv::REFERENCE_WINDOW;
+use super::sender::PeerWindow;
 use super::{Config, DialError, StreamEvent};
 use crate::wire::packet::{Header, Packet};
 use std::time::{Duration, Instant};

@@ -6,7 +6,7 @@
 //!
 //! - `table`: lookup, limits, scheduling, timers ([`Streams`]).
 //! - `conn`, `handshake`, `close`, `emit`: one connection.
-//! - `recovery`, `send`, `rtt`, `congestion`: its sending direction.
+//! - `sender`, `send`, `rtt`, `congestion`: its sending direction.
 //! - `recv`, `ack`, `sack`: its receiving direction.
 
 mod ack;
@@ -18,11 +18,11 @@ mod handshake;
 mod options;
 mod ports;
 mod ranges;
-mod recovery;
 mod recv;
 mod rtt;
 mod sack;
 mod send;
+mod sender;
 mod status;
 mod syn_limit;
 mod table;

@@ -1,8 +1,8 @@
 //! The receiving direction: reassembly of byte ranges and the receive window (spec 03 sections 9 and 12).
 
 use super::ranges::RangeSet;
-use super::recovery::REFERENCE_SEGMENT;
 use super::sack::Block;
+use super::sender::REFERENCE_SEGMENT;
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 

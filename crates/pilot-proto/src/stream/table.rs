@@ -406,7 +406,7 @@ impl Streams {
     }
 
     /// The next received bytes, if any, at most 256 KiB. They count against the window until
-    /// [`Streams::consumed`].
+    /// [`Streams::consumed`]. [`StreamEvent::Readable`] comes again only after this returned `None`.
     pub fn read(&mut self, conn: ConnId) -> Option<Bytes> {
         self.accepted(conn);
         let it = self.conns.get_mut(&conn)?;

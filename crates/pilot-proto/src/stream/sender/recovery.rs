@@ -1,0 +1,363 @@
+//! What arrived, what is lost and when to try again (RACK-TLP, RFC 8985; spec 03 sections 10, 11 and 13).
+
+use super::{AckEffect, Segment, Sender};
+use crate::stream::congestion::Acked;
+use crate::stream::rtt::MAX_RTO;
+use crate::stream::sack::Block;
+use std::time::{Duration, Instant};
+
+/// Timeouts in a row, without any acknowledgement, after which the peer counts as dead (spec 03 section 13).
+const MAX_TIMEOUTS: u32 = 8;
+/// Shortest tail-loss probe time.
+const MIN_PTO: Duration = Duration::from_millis(2);
+/// Longest delay of a peer's acknowledgement of a lone segment (spec 03 section 10), with room for its timer.
+const PEER_ACK_DELAY: Duration = Duration::from_millis(8);
+/// Most the reordering window may be widened, in quarters of the smallest round-trip time.
+const MAX_REO_MULT: u32 = 8;
+
+impl Sender {
+    // ---- acknowledgements --------------------------------------------------------------------------------
+
+    /// The offset an acknowledgement number names, if it can be one of ours. The FIN counts as one byte.
+    pub(in crate::stream) fn ack_offset(&self, ack: u32) -> Option<i64> {
+        let delta = ack.wrapping_sub(self.seq(self.una)) as i32;
+        let off = self.una as i64 + i64::from(delta);
+        (off <= (self.nxt + u64::from(self.fin_sent)) as i64).then_some(off)
+    }
+
+    /// Takes a cumulative acknowledgement (from [`Sender::ack_offset`]) and the blocks above it.
+    /// `pure`: the packet carried no data, so it may count as a duplicate in the statistics.
+    pub(in crate::stream) fn on_ack(
+        &mut self,
+        now: Instant,
+        ack: u64,
+        blocks: &[Block],
+        pure: bool,
+    ) -> AckEffect {
+        let fin = self.fin_sent && ack > self.nxt;
+        let ack = ack.min(self.nxt);
+        let mut newest: Option<(Instant, u64, Duration)> = None;
+        let mut delivered = 0;
+        let limited = self.in_flight + 2 * self.mss as u64 >= self.cc.cwnd();
+        let flight_before = self.in_flight;
+        let progress = ack > self.una;
+        if progress {
+            self.last_byte = {
+                let (head, n) = self.buf.peek(ack - 1);
+                if n > 0 { head[0] } else { 0 }
+            };
+            while let Some(seg) = self.segs.front().copied() {
+                if seg.end() <= ack {
+                    self.segs.pop_front();
+                    self.short_segs -= usize::from(seg.short);
+                    if seg.sacked {
+                        self.sacked_segs -= 1;
+                    } else {
+                        delivered += self.arrived(now, &seg, &mut newest);
+                    }
+                } else {
+                    // A partly covered segment stays whole (spec 03 section 10.1).
+                    break;
+                }
+            }
+            self.una = ack;
+            self.buf.release(self.segs.front().map_or(ack, |s| s.off.min(ack)));
+            self.sacked.remove_below(ack);
+            self.fack = self.fack.max(ack);
+        } else if ack == self.una && pure && !self.segs.is_empty() {
+            self.stats.dup_acks += 1;
+        }
+        delivered += self.mark(now, blocks, &mut newest);
+        let mut sample = None;
+        if let Some((_, _, rtt)) = newest {
+            sample = Some(rtt);
+            self.rtt.sample(now, rtt);
+        }
+        if self.recovery.is_some_and(|point| self.una >= point) {
+            self.recovery = None;
+        }
+        if delivered > 0 {
+            self.cc.on_ack(&Acked {
+                now,
+                bytes: delivered,
+                rtt: sample,
+                srtt: self.rtt.srtt().unwrap_or_default(),
+                limited,
+                in_recovery: self.recovery.is_some(),
+                una: self.una,
+                nxt: self.nxt,
+            });
+        }
+        self.unpark(now, blocks);
+        self.detect(now, flight_before);
+        if progress || delivered > 0 {
+            self.timeouts = 0;
+            self.tlp_done = false;
+            self.rto_extra = Duration::ZERO;
+            self.rto_at = (!self.segs.is_empty()).then(|| now + self.backed_off_rto());
+            self.arm_tlp(now);
+        }
+        AckEffect { progress, fin }
+    }
+
+    /// Books a segment that is known to have arrived; returns its bytes.
+    fn arrived(&mut self, now: Instant, seg: &Segment, newest: &mut Option<(Instant, u64, Duration)>) -> u64 {
+        if seg.lost {
+            self.lost.remove(&seg.off);
+        } else {
+            self.in_flight -= u64::from(seg.len);
+        }
+        if self.probe == Some(seg.off) {
+            self.probe = None;
+        }
+        let rtt = now.saturating_duration_since(seg.sent_at);
+        if seg.sent > 1 {
+            if rtt * 4 < self.rtt.min() * 3 {
+                // Too soon for the copy: the original arrived late, so it was not lost but overtaken.
+                self.reordering = true;
+                self.reo_mult = (self.reo_mult + 1).min(MAX_REO_MULT);
+                return u64::from(seg.len);
+            }
+        } else {
+            if seg.end() < self.fack {
+                self.reordering = true;
+            }
+            if newest.is_none_or(|(at, _, _)| seg.sent_at >= at) {
+                *newest = Some((seg.sent_at, seg.end(), rtt));
+            }
+        }
+        if self.rack.is_none_or(|r| (seg.sent_at, seg.end()) > r) {
+            self.rack = Some((seg.sent_at, seg.end()));
+            self.rack_rtt = rtt;
+        }
+        u64::from(seg.len)
+    }
+
+    /// Applies SACK blocks: segments wholly inside one have arrived. Returns the bytes that are news.
+    fn mark(&mut self, now: Instant, blocks: &[Block], newest: &mut Option<(Instant, u64, Duration)>) -> u64 {
+        let mut delivered = 0;
+        let una_seq = self.seq(self.una);
+        for &(left, right) in blocks {
+            let left = self.una as i64 + i64::from(left.wrapping_sub(una_seq) as i32);
+            let right = self.una as i64 + i64::from(right.wrapping_sub(una_seq) as i32);
+            let (left, right) = (left.max(self.una as i64) as u64, right);
+            if right <= left as i64 || right as u64 > self.nxt {
+                continue;
+            }
+            self.stats.sack_blocks += 1;
+            let mut fresh = Vec::new();
+            self.sacked.insert(left, right as u64, |s, e| fresh.push((s, e)));
+            for (start, end) in fresh {
+                // A segment may straddle two reports: begin with the one that contains `start`.
+                let mut i = self.segs.partition_point(|s| s.end() <= start);
+                while let Some(seg) = self.segs.get(i).copied() {
+                    if seg.off >= end {
+                        break;
+                    }
+                    let whole = self.sacked.end_of(seg.off).is_some_and(|e| e >= seg.end());
+                    if whole && !seg.sacked {
+                        delivered += self.arrived(now, &seg, newest);
+                        self.segs[i].sacked = true;
+                        self.segs[i].lost = false;
+                        self.sacked_segs += 1;
+                        self.fack = self.fack.max(seg.end());
+                    }
+                    i += 1;
+                }
+            }
+        }
+        delivered
+    }
+
+    /// A block that begins at the cumulative acknowledgement: the peer holds the segment but had no room to
+    /// deliver it, and wants it again (spec 03 section 11.2).
+    fn unpark(&mut self, now: Instant, blocks: &[Block]) {
+        let una_seq = self.seq(self.una);
+        if self.closed() || !blocks.iter().any(|&(left, _)| left == una_seq) {
+            return;
+        }
+        let wait = self.rtt.srtt().unwrap_or(Duration::from_millis(100));
+        let Some(head) = self.segs.front().copied() else { return };
+        if head.sacked && now.saturating_duration_since(head.sent_at) >= wait {
+            self.unmark_all();
+            self.lose(0);
+            self.credit = true;
+        }
+    }
+
+    /// Forgets all SACK marks: they are no promise.
+    pub(super) fn unmark_all(&mut self) {
+        self.sacked.clear();
+        self.sacked_segs = 0;
+        for seg in &mut self.segs {
+            if seg.sacked {
+                seg.sacked = false;
+                self.in_flight += u64::from(seg.len);
+            }
+        }
+    }
+
+    pub(super) fn lose(&mut self, index: usize) {
+        let seg = &mut self.segs[index];
+        if !seg.lost && !seg.sacked {
+            seg.lost = true;
+            self.in_flight -= u64::from(seg.len);
+            self.lost.insert(seg.off);
+        }
+    }
+
+    // ---- loss --------------------------------------------------------------------------------------------
+
+    fn reordering_window(&self) -> Duration {
+        if self.reordering {
+            let window = self.rtt.min() / 4 * self.reo_mult;
+            return window.min(self.rtt.srtt().unwrap_or(window));
+        }
+        // Without a sign of reordering, three later arrivals (or all there can be) prove a loss at once.
+        let enough = self.sacked_segs >= 3 || self.sacked_segs + 1 >= self.segs.len();
+        if self.recovery.is_some() || enough { Duration::ZERO } else { self.rtt.min() / 4 }
+    }
+
+    /// Finds segments sent before one that arrived, by more than the reordering window.
+    fn detect(&mut self, now: Instant, flight: u64) {
+        self.reo_at = None;
+        let Some((rack_at, rack_end)) = self.rack else { return };
+        let window = self.reordering_window();
+        let mut found = false;
+        let mut i = 0;
+        while let Some(seg) = self.segs.get(i).copied() {
+            if seg.sacked {
+                // Skip the whole SACKed range.
+                let end = self.sacked.end_of(seg.off).unwrap_or(seg.end());
+                i = self.segs.partition_point(|s| s.off < end).max(i + 1);
+                continue;
+            }
+            if !seg.lost {
+                if (seg.sent_at, seg.end()) >= (rack_at, rack_end) {
+                    if seg.sent == 1 {
+                        // Segments sent once are in order of time: all later ones are newer still.
+                        break;
+                    }
+                } else {
+                    let due = seg.sent_at + self.rack_rtt + window;
+                    if due <= now || window.is_zero() {
+                        self.lose(i);
+                        found = true;
+                    } else {
+                        self.reo_at = Some(self.reo_at.map_or(due, |at| at.min(due)));
+                    }
+                }
+            }
+            i += 1;
+        }
+        if found && self.recovery.is_none() {
+            self.recovery = Some(self.nxt);
+            self.cc.on_loss(now, flight);
+            self.credit = true;
+        }
+    }
+
+    pub(super) fn backed_off_rto(&self) -> Duration {
+        (self.rtt.rto() * (1 << self.timeouts.min(8))).min(MAX_RTO)
+    }
+
+    pub(super) fn arm_tlp(&mut self, now: Instant) {
+        self.tlp_at = None;
+        let Some(srtt) = self.rtt.srtt() else { return };
+        if self.segs.is_empty() || self.tlp_done || !self.lost.is_empty() || self.timeouts > 0 {
+            return;
+        }
+        let mut pto = (srtt * 2).max(MIN_PTO);
+        if self.segs.len() == 1 {
+            pto += PEER_ACK_DELAY;
+        }
+        let at = now + pto;
+        self.tlp_at = self.rto_at.is_none_or(|rto| at < rto).then_some(at);
+    }
+
+    /// The earliest of the sender's own deadlines.
+    pub(in crate::stream) fn deadline(&self, now: Instant) -> Option<Instant> {
+        if self.closed() {
+            return None;
+        }
+        let pace = self.pace_at.filter(|at| *at > now && (self.unsent() > 0 || !self.lost.is_empty()));
+        [self.rto_at, self.tlp_at, self.reo_at, pace].into_iter().flatten().min()
+    }
+
+    /// Handles expired deadlines. `jitter` is a random number. True: the peer acknowledged nothing for so long
+    /// that it counts as dead.
+    pub(in crate::stream) fn on_timer(&mut self, now: Instant, jitter: u32) -> bool {
+        if self.closed() {
+            return false;
+        }
+        if self.reo_at.is_some_and(|at| at <= now) {
+            self.detect(now, self.in_flight);
+        }
+        if self.rto_at.is_some_and(|at| at <= now) {
+            return self.on_rto(now, jitter);
+        }
+        if self.tlp_at.is_some_and(|at| at <= now) {
+            self.tlp_at = None;
+            self.tlp_done = true;
+            self.credit = true;
+            let more = self.unsent() > 0 && self.allowed() >= (self.unsent() as usize).min(self.mss);
+            if !more {
+                self.probe = self.segs.iter().rev().find(|s| !s.sacked).map(|s| s.off);
+            }
+            self.rto_at = Some(now + self.backed_off_rto());
+        }
+        false
+    }
+
+    fn on_rto(&mut self, now: Instant, jitter: u32) -> bool {
+        self.rto_at = None;
+        self.tlp_at = None;
+        let Some(head) = self.segs.front() else { return false };
+        self.timeouts += 1;
+        if self.timeouts >= MAX_TIMEOUTS {
+            return true;
+        }
+        let flight = self.in_flight;
+        if head.sacked {
+            self.unmark_all();
+        }
+        for i in 0..self.segs.len() {
+            self.lose(i);
+        }
+        self.probe = None;
+        self.tlp_done = true;
+        if self.timeouts == 1 {
+            self.cc.on_timeout(now, flight);
+        }
+        self.recovery = Some(self.nxt);
+        self.credit = true;
+        self.pace_at = None;
+        // Up to a quarter of the timeout at random, so that connections do not stay in step (spec 03 section
+        // 13). The timer starts when the segment really leaves: a path that is not ready costs no attempt.
+        self.rto_extra = (self.backed_off_rto() / 4).mul_f64(f64::from(jitter) / f64::from(u32::MAX));
+        false
+    }
+
+    /// The way to the peer changed or came back: try again at once.
+    pub(in crate::stream) fn kick(&mut self, now: Instant) {
+        if self.timeouts > 0 && !self.segs.is_empty() {
+            self.lose(0);
+            self.credit = true;
+            self.rto_at = Some(now + self.backed_off_rto());
+        }
+    }
+
+    /// Stops sending data: everything unacknowledged and unsent is forgotten.
+    pub(in crate::stream) fn discard(&mut self) {
+        self.buf.truncate(self.nxt);
+        self.buf.release(self.nxt);
+        self.segs.clear();
+        self.sacked.clear();
+        self.sacked_segs = 0;
+        self.lost.clear();
+        self.in_flight = 0;
+        self.probe = None;
+        (self.rto_at, self.tlp_at, self.reo_at, self.pace_at) = (None, None, None, None);
+        self.una = self.nxt;
+    }
+}
