@@ -11,19 +11,13 @@ use std::time::Duration;
 /// What was given to a command.
 #[derive(Debug, Clone)]
 pub struct Args {
-    command: &'static str,
     parsed: grammar::Parsed,
 }
 
 impl Args {
     /// Parses the words after the command's name.
     pub fn parse(spec: &'static Spec, words: &[String]) -> Result<Args, CliError> {
-        Ok(Args { command: spec.name, parsed: grammar::parse(spec, words)? })
-    }
-
-    /// The command's name.
-    pub fn command(&self) -> &'static str {
-        self.command
+        Ok(Args { parsed: grammar::parse(spec, words)? })
     }
 
     /// Vendor flags that were given and have no effect.

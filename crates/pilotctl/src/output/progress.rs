@@ -42,11 +42,6 @@ impl Progress {
     pub fn set(&self, done: u64) {
         self.bar.set_position(done);
     }
-
-    /// Changes the label.
-    pub fn label(&self, label: &str) {
-        self.bar.set_message(label.to_owned());
-    }
 }
 
 impl Drop for Progress {

@@ -1,6 +1,6 @@
 //! Flags of the daemon, the same for `daemon start` and a binary called `pilot-daemon` (spec 08 sections 1.14, 1.15).
 
-use crate::args::{Args, Flag};
+use crate::args::Args;
 use pilot_daemon::config::keys::{KEYS, Kind};
 use std::collections::BTreeMap;
 
@@ -119,6 +119,7 @@ pub fn for_child(settings: &BTreeMap<&'static str, String>) -> (Vec<String>, Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::Flag;
     use crate::args::spec::FlagKind;
     use pilot_daemon::config::keys;
 

@@ -151,6 +151,7 @@ fn start(ctx: &Ctx, args: &Args) -> CliResult {
     data["log_file"] = json!(log);
     if let Some(local) = &choice.local {
         data["rendezvous"] = local.state.to_json();
+        data["rendezvous"]["pid"] = json!(local.pid);
     }
     for warning in data["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         ctx.note(&format!("warning: {warning}"));

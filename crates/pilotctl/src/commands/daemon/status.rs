@@ -66,10 +66,7 @@ pub async fn stop(ctx: &Ctx, _: &Args) -> CliResult {
 
 pub async fn status(ctx: &Ctx, args: &Args) -> CliResult {
     let (home, socket) = (ctx.home(), ctx.socket()?);
-    let info = match timeout(ANSWER, ask(&socket)).await {
-        Ok(info) => info,
-        Err(_) => None,
-    };
+    let info = timeout(ANSWER, ask(&socket)).await.unwrap_or_default();
     let pid = process(&home, &socket).await?;
     let exit = if info.is_some() { Exit::OK } else { Exit::NEGATIVE };
     if args.on("check") {

@@ -56,7 +56,7 @@ async fn demo(ctx: &Ctx, args: &Args) -> CliResult {
         return Err(CliError::invalid(format!("--file-mb must be 1 to {FILE_MIB_MAX}, got {file_mib}")));
     }
     let begun = Instant::now();
-    let mut lab = Lab::new()?;
+    let lab = Lab::new()?;
     let report = Report { ctx, steps: RefCell::default() };
     if !ctx.json {
         ctx.line("A rendezvous and two agents, each a process with a home of its own; TCP and UDP on loopback only.")?;
