@@ -128,3 +128,123 @@ fn a_dead_direct_path_falls_back_to_the_relay_within_six_seconds() {
     net.run(ms(100));
     assert_eq!(net.datagrams(2), [b"again"]);
 }
+
+/// Only packets from addresses a host has sent to reach it: port-restricted NATs on both sides.
+fn port_restricted(net: &mut Net) {
+    let mut holes = std::collections::BTreeSet::new();
+    net.filter = Box::new(move |s| {
+        if s.from == beacon_addr() || s.to == beacon_addr() {
+            return true;
+        }
+        holes.insert((s.from, s.to));
+        holes.contains(&(s.to, s.from))
+    });
+}
+
+#[test]
+fn two_port_restricted_nats_are_punched_within_half_a_second() {
+    let mut net = Net::pair_with_beacon();
+    port_restricted(&mut net);
+    send(&mut net, 1, 2, b"0");
+    net.run(ms(60));
+    assert_eq!(net.datagrams(2), [b"0"], "the first packet takes the relay and waits for nothing");
+    net.run(ms(440));
+    assert_eq!((net.relayed(1, 2), net.relayed(2, 1)), (Some(false), Some(false)));
+    net.log.clear();
+    send(&mut net, 1, 2, b"1");
+    net.run(ms(50));
+    assert_eq!(net.sent_by(1), ["PILS"]);
+    assert_eq!(net.datagrams(2), [b"1"]);
+}
+
+#[test]
+fn a_stale_registry_address_is_corrected_by_the_punch() {
+    let mut net = Net::pair_with_beacon();
+    net.routes.get_mut(&2).unwrap().direct = vec![addr_of(222)];
+    port_restricted(&mut net);
+    send(&mut net, 1, 2, b"0");
+    net.run(SECOND);
+    assert_eq!(net.datagrams(2), [b"0"]);
+    assert_eq!((net.relayed(1, 2), net.relayed(2, 1)), (Some(false), Some(false)));
+}
+
+#[test]
+fn an_unpunchable_pair_stays_on_the_relay_and_loses_nothing() {
+    let mut net = Net::pair_with_beacon();
+    net.filter = Box::new(|s| s.from == beacon_addr() || s.to == beacon_addr());
+    for n in 0..120u8 {
+        send(&mut net, 1, 2, &[n]);
+        net.run(ms(500));
+    }
+    assert_eq!(net.datagrams(2), (0..120u8).map(|n| vec![n]).collect::<Vec<_>>());
+    let punches = net.times(1, "beacon 3");
+    assert!(punches.windows(2).skip(1).all(|w| w[1] - w[0] >= 14_990), "one attempt in 15 s: {punches:?}");
+}
+
+#[test]
+fn a_peer_that_changes_its_address_is_followed_at_its_first_packet() {
+    let mut net = Net::pair();
+    send(&mut net, 1, 2, b"0");
+    send(&mut net, 2, 1, b"0");
+    net.run(SECOND);
+    send(&mut net, 2, 1, b"1");
+    net.run(SECOND);
+    net.hosts.get_mut(&2).unwrap().addr = addr_of(22);
+    send(&mut net, 2, 1, b"2");
+    net.run(ms(20));
+    net.datagrams(2);
+    send(&mut net, 1, 2, b"3");
+    net.run(ms(20));
+    assert_eq!(net.datagrams(2), [b"3"]);
+}
+
+#[test]
+fn three_undeliverable_sends_move_a_peer_to_the_relay() {
+    let mut net = Net::pair_with_beacon();
+    send(&mut net, 1, 2, b"0");
+    net.run(SECOND);
+    for n in 1..=3 {
+        let now = net.now;
+        net.engine(1).handle_unreachable(now, addr_of(2));
+        assert_eq!(net.relayed(1, 2), Some(n == 3));
+    }
+}
+
+#[test]
+fn a_side_that_lost_its_session_asks_and_is_answered() {
+    let mut net = Net::pair();
+    send(&mut net, 1, 2, b"0");
+    net.run(10 * SECOND);
+    let now = net.now;
+    net.engine(2).forget_peer(now, 1);
+    net.datagrams(2);
+    net.log.clear();
+    send(&mut net, 1, 2, b"1");
+    net.run(SECOND);
+    // 2 cannot read it, asks with PILA and PILK, gets 1's PILA; the unreadable datagram itself is gone.
+    for l in &net.log {
+        eprintln!("{:?} {} -> {} {}", l.at - net.start, l.from, l.to, l.kind());
+    }
+    assert_eq!(net.sent_by(2)[..2], ["PILA", "PILK"]);
+    send(&mut net, 1, 2, b"2");
+    net.run(SECOND);
+    assert_eq!(net.datagrams(2), [b"2"]);
+    // The datagram, and the probe of a path on which ten seconds of sending went unanswered.
+    assert_eq!(net.drops(2), [("no_session", 2)]);
+}
+
+#[test]
+fn one_side_may_derive_its_half_again_and_again() {
+    let mut net = Net::pair();
+    send(&mut net, 1, 2, b"0");
+    net.run(SECOND);
+    // Every restart of one side's half under the same keys opens an epoch at the other.
+    for n in 0..4u8 {
+        let now = net.now;
+        net.engine(1).forget_peer(now, 2);
+        send(&mut net, 1, 2, &[n]);
+        net.run(7 * SECOND);
+    }
+    assert_eq!(net.datagrams(2).len(), 5);
+    assert!(net.drops(2).iter().all(|(cause, _)| *cause == "duplicate_exchange"), "{:?}", net.drops(2));
+}

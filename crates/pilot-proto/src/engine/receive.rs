@@ -307,9 +307,18 @@ impl Engine {
         if !self.limits.unreadable.once(node, now, UNREADABLE_EVERY) {
             return;
         }
+        let mut told = false;
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.unreadable = true;
+            let known = match origin {
+                Origin::Direct(from) => peer.path.addresses().any(|addr| addr == from),
+                Origin::Relay(_) => true,
+            };
+            told = known && peer.exchange.is_none() && !peer.in_cooldown(now);
             self.start_exchange(now, node);
+        }
+        if told {
+            return;
         }
         for frame in [self.pila.to_vec(), self.pilk.to_vec()] {
             self.answer(origin, node, frame);

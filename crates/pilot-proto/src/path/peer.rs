@@ -160,10 +160,11 @@ impl Path {
             self.alive();
             return false;
         }
-        if !may_move {
+        if !may_move && self.proven {
             return false;
         }
-        if self.failed {
+        if !may_move || self.failed {
+            // Perhaps a recording, perhaps a way that works in one direction only: an answered probe tells.
             self.learn(from);
             self.probe_soon(now);
             return false;
