@@ -46,20 +46,6 @@ pub fn or_dash(text: &str) -> Cow<'_, str> {
     if text.is_empty() { Cow::Borrowed("-") } else { safe(text) }
 }
 
-/// Spaces collapsed, at most `max` characters, `…` where cut.
-pub fn preview(text: &str, max: usize) -> String {
-    let mut out = String::new();
-    for (count, c) in text.split_whitespace().flat_map(|w| [" ", w]).skip(1).flat_map(str::chars).enumerate()
-    {
-        if count == max {
-            out.push('…');
-            break;
-        }
-        out.push(c);
-    }
-    out
-}
-
 /// A short time: `0.4ms`, `38ms`, `1.2s`.
 pub fn short_time(time: Duration) -> String {
     let ms = time.as_secs_f64() * 1e3;
@@ -117,14 +103,6 @@ mod tests {
         assert_eq!(safe("a\x1b[2Jb\r\nc\u{7f}"), "a\\u{1b}[2Jb\\r\\nc\\u{7f}");
         assert_eq!(safe("invoice\u{202e}gpj.exe"), "invoice\\u{202e}gpj.exe");
         assert_eq!(safe_lines("one\n\ttwo\x07"), "one\n\ttwo\\u{7}");
-    }
-
-    #[test]
-    fn a_preview_is_one_line_of_bounded_length() {
-        assert_eq!(preview("  a \n\n b\tc ", 120), "a b c");
-        assert_eq!(preview("abcdef", 3), "abc…");
-        assert_eq!(preview("abc", 3), "abc");
-        assert_eq!(preview("", 3), "");
     }
 
     #[test]

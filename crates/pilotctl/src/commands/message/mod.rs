@@ -3,14 +3,14 @@
 pub mod reply;
 mod wait;
 
-use super::mailbox::{Inbox, pretty};
+use super::mailbox::{inbox_dir, pretty, unreadable};
 use super::reach::{Reach, go_duration};
 use super::text::{millis, safe, safe_lines};
 use crate::args::{Args, Flag, Run, Spec, Tier};
 use crate::error::{CliError, CliResult};
 use crate::output::Ctx;
 use bytes::Bytes;
-use pilot_daemon::services::client;
+use pilot_daemon::services::{client, inbox};
 use pilot_ipc::IpcStream;
 use pilot_proto::service::frame::FrameType;
 use pilot_proto::service::message::{Tag, TraceAck, is_valid_id, new_id};
@@ -18,6 +18,7 @@ use pilot_proto::service::port::DATA_EXCHANGE;
 use pilot_proto::service::send::{Content, Delivered, SendError};
 use serde_json::{Value, json};
 use std::io::{IsTerminal as _, Read as _};
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use wait::ReplyWait;
 
@@ -59,13 +60,13 @@ async fn send_message(ctx: &Ctx, args: &Args) -> CliResult {
     }
     let wait = args.optional_duration("wait", WAIT)?;
     let patience = args.duration_or("timeout", TIMEOUT)?;
-    let inbox = Inbox::of(ctx);
-    let reply_to = args.value("reply-to").map(|given| reply_target(&inbox, given)).transpose()?;
+    let dir = inbox_dir(ctx);
+    let reply_to = args.value("reply-to").map(|given| reply_target(&dir, given)).transpose()?;
     let data = message_data(args)?;
     let reach = Reach::new(ctx, args, args.required(0)).await?;
     let first_contact = !has_session(&reach).await;
     let reply_wait =
-        wait.map(|limit| ReplyWait::new(inbox, &reach.peer.addr.to_string(), limit)).transpose()?;
+        wait.map(|limit| ReplyWait::new(dir, &reach.peer.addr.to_string(), limit)).transpose()?;
     let mut job = Job {
         ctx,
         reach: &reach,
@@ -126,12 +127,12 @@ fn message_data(args: &Args) -> Result<Bytes, CliError> {
 }
 
 /// `--reply-to`: a message id, or the inbox id of a record that carries one.
-fn reply_target(inbox: &Inbox, given: &str) -> Result<String, CliError> {
+fn reply_target(dir: &Path, given: &str) -> Result<String, CliError> {
     if given.is_empty() {
         return Err(CliError::invalid("--reply-to needs a value: a message_id or an inbox id"));
     }
-    if let Some(record) = inbox.record(given) {
-        return match record["message_id"].as_str() {
+    if let Some(record) = inbox::read(dir, given).map_err(unreadable(dir))? {
+        return match record.message_id() {
             Some(id) => Ok(id.to_owned()),
             None => Err(CliError::invalid(format!("--reply-to: {given} carries no message_id"))
                 .hint("its sender is too old to match answers; send without --reply-to")),
@@ -422,12 +423,11 @@ mod tests {
     #[test]
     fn a_reply_target_is_a_message_id_or_an_inbox_id() {
         let dir = tempfile::tempdir().unwrap();
-        let inbox = Inbox { dir: dir.path().to_owned() };
         std::fs::write(dir.path().join("TEXT-1.json"), r#"{"message_id":"abc"}"#).unwrap();
         std::fs::write(dir.path().join("TEXT-2.json"), "{}").unwrap();
-        let message = |given| reply_target(&inbox, given).unwrap_err().message;
-        assert_eq!(reply_target(&inbox, "TEXT-1"), Ok("abc".to_owned()));
-        assert_eq!(reply_target(&inbox, "de1e9d7c"), Ok("de1e9d7c".to_owned()));
+        let message = |given| reply_target(dir.path(), given).unwrap_err().message;
+        assert_eq!(reply_target(dir.path(), "TEXT-1"), Ok("abc".to_owned()));
+        assert_eq!(reply_target(dir.path(), "de1e9d7c"), Ok("de1e9d7c".to_owned()));
         assert!(message("TEXT-2").contains("carries no message_id"));
         assert!(message("no such id!").contains("not a message_id"));
         assert!(message("").contains("needs a value"));

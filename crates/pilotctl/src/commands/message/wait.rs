@@ -1,9 +1,11 @@
 //! Watching the inbox for an answer.
 
 use super::reply::{Candidate, ReplyMatcher};
-use crate::commands::mailbox::Inbox;
+use crate::commands::mailbox::{unreadable, with_id};
 use crate::error::CliError;
+use pilot_daemon::services::inbox;
 use serde_json::Value;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 /// How often the inbox directory is looked at. Only its time of change is read unless it did change.
@@ -20,7 +22,7 @@ const RESEND_MAX: Duration = Duration::from_secs(15);
 /// The wait for the answer to one request.
 #[derive(Debug)]
 pub struct ReplyWait {
-    inbox: Inbox,
+    dir: PathBuf,
     matcher: ReplyMatcher,
     limit: Duration,
     began: Instant,
@@ -28,32 +30,40 @@ pub struct ReplyWait {
     changed: Option<SystemTime>,
 }
 
-fn candidate(inbox: &Inbox, id: &str) -> Option<Candidate> {
-    let record = inbox.record(id)?;
+/// Ids in the inbox in order of arrival.
+fn arrived(dir: &Path) -> Result<Vec<String>, CliError> {
+    let mut ids = inbox::ids(dir).map_err(unreadable(dir))?;
+    ids.reverse();
+    Ok(ids)
+}
+
+/// A record; `None` if it is gone or cannot be read.
+fn candidate(dir: &Path, id: &str) -> Option<Candidate> {
+    let record = inbox::read(dir, id).ok()??;
     Some(Candidate {
         id: id.to_owned(),
-        from: record["from"].as_str().unwrap_or_default().to_owned(),
-        reply_to: record["reply_to"].as_str().map(str::to_owned),
+        from: record.from().to_owned(),
+        reply_to: record.reply_to().map(str::to_owned),
     })
 }
 
 impl ReplyWait {
     /// Remembers what is in the inbox now: none of that is the answer.
-    pub fn new(inbox: Inbox, target: &str, limit: Duration) -> Result<ReplyWait, CliError> {
-        let ids = inbox.ids().map_err(|e| CliError::io(inbox.dir.display(), &e))?;
+    pub fn new(dir: PathBuf, target: &str, limit: Duration) -> Result<ReplyWait, CliError> {
+        let ids = arrived(&dir)?;
         let recent = ids.len().saturating_sub(HISTORY);
         let blank = |id: &String| Candidate { id: id.clone(), from: String::new(), reply_to: None };
         let before: Vec<Candidate> = ids
             .iter()
             .enumerate()
             .map(|(at, id)| match at >= recent {
-                true => candidate(&inbox, id).unwrap_or_else(|| blank(id)),
+                true => candidate(&dir, id).unwrap_or_else(|| blank(id)),
                 false => blank(id),
             })
             .collect();
         let now = Instant::now();
         let matcher = ReplyMatcher::new(target, &before);
-        Ok(ReplyWait { inbox, matcher, limit, began: now, until: now + limit, changed: None })
+        Ok(ReplyWait { dir, matcher, limit, began: now, until: now + limit, changed: None })
     }
 
     /// How long is waited.
@@ -103,22 +113,26 @@ impl ReplyWait {
             return Ok(Some(reply));
         }
         let held = self.matcher.give_up(Instant::now());
-        Ok(held.and_then(|id| self.inbox.record(&id)))
+        Ok(held.and_then(|id| self.record(&id)))
+    }
+
+    fn record(&self, id: &str) -> Option<Value> {
+        inbox::read(&self.dir, id).ok()?.as_ref().map(with_id)
     }
 
     fn look(&mut self, now: Instant) -> Result<Option<Value>, CliError> {
-        let changed = std::fs::metadata(&self.inbox.dir).and_then(|meta| meta.modified()).ok();
+        let changed = std::fs::metadata(&self.dir).and_then(|meta| meta.modified()).ok();
         let fresh = changed.is_some_and(|at| at.elapsed().is_ok_and(|age| age < COARSE));
         let mut candidates = Vec::new();
         if changed != self.changed || fresh {
             self.changed = changed;
-            let ids = self.inbox.ids().map_err(|e| CliError::io(self.inbox.dir.display(), &e))?;
+            let ids = arrived(&self.dir)?;
             // A record that cannot be read yet is looked at again.
             let new = ids.iter().filter(|id| self.matcher.is_new(id));
-            candidates = new.filter_map(|id| candidate(&self.inbox, id)).collect();
+            candidates = new.filter_map(|id| candidate(&self.dir, id)).collect();
         }
         let answer = self.matcher.offer(&candidates, now);
-        Ok(answer.and_then(|id| self.inbox.record(&id)))
+        Ok(answer.and_then(|id| self.record(&id)))
     }
 }
 
@@ -129,18 +143,17 @@ mod tests {
 
     const PEER: &str = "0:0000.0000.0003";
 
-    fn store(inbox: &Inbox, id: &str, record: &Value) {
-        let path = inbox.dir.join(format!("{id}.json"));
-        let temporary = inbox.dir.join(format!("{id}.tmp"));
+    fn store(dir: &Path, id: &str, record: &Value) {
+        let path = dir.join(format!("{id}.json"));
+        let temporary = dir.join(format!("{id}.tmp"));
         std::fs::write(&temporary, record.to_string()).unwrap();
         std::fs::rename(temporary, path).unwrap();
     }
 
     fn begin(limit: Duration) -> (tempfile::TempDir, ReplyWait) {
         let dir = tempfile::tempdir().unwrap();
-        let inbox = Inbox { dir: dir.path().to_owned() };
-        store(&inbox, "TEXT-20261120-000000.000-000001", &json!({"from": PEER, "data": "old"}));
-        let mut wait = ReplyWait::new(inbox, PEER, limit).unwrap();
+        store(dir.path(), "TEXT-20261120-000000.000-000001", &json!({"from": PEER, "data": "old"}));
+        let mut wait = ReplyWait::new(dir.path().to_owned(), PEER, limit).unwrap();
         wait.sent("m1", true);
         wait.acknowledged();
         (dir, wait)
@@ -152,18 +165,17 @@ mod tests {
 
     #[test]
     fn the_answer_is_found_while_waiting() {
-        let (_dir, mut wait) = begin(Duration::from_secs(30));
-        let inbox = wait.inbox.clone();
+        let (dir, mut wait) = begin(Duration::from_secs(30));
         let reply = run(async {
             let (reply, ()) = tokio::join!(wait.rest(), async {
                 tokio::task::yield_now().await;
                 store(
-                    &inbox,
+                    dir.path(),
                     "JSON-20261120-000001.000-000002",
                     &json!({"from": "0:0000.0000.0009", "data": "no"}),
                 );
                 store(
-                    &inbox,
+                    dir.path(),
                     "TEXT-20261120-000002.000-000003",
                     &json!({"from": PEER, "data": "yes", "reply_to": "m1"}),
                 );
