@@ -1,4 +1,5 @@
 //! The golden cases of `tests/vectors/`: packets, addresses, frames, keys, beacon messages.
+#![allow(clippy::unwrap_used)] // a test that cannot go on fails
 
 use pilot_proto::crypto::{self, Identity, SessionKey, TunnelSecret};
 use pilot_proto::tunnel::replay::{Epochs, Refused, Verdict, Window};
