@@ -16,6 +16,7 @@ pub use ipc::SocketError;
 
 use ipc::{Hub, PublishedSocket};
 use pilot::Node;
+use services::Services;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -100,6 +101,8 @@ impl Signals {
 #[derive(Debug)]
 pub struct Daemon {
     hub: Arc<Hub>,
+    /// Stops with the daemon.
+    _services: Services,
     stop: watch::Sender<bool>,
     server: JoinHandle<()>,
     networks: JoinHandle<()>,
@@ -124,11 +127,12 @@ impl Daemon {
             }
         };
         tracing::info!(address = %node.address(), socket = %config.socket.display(), "daemon running");
+        let services = Services::start(&node, &config).await;
         let hub = Hub::new(node, config);
         let stop = watch::Sender::new(false);
         let server = tokio::spawn(ipc::serve(hub.clone(), socket, stop.subscribe()));
         let networks = tokio::spawn(keep_networks(hub.clone()));
-        Ok(Daemon { hub, stop, server, networks })
+        Ok(Daemon { hub, _services: services, stop, server, networks })
     }
 
     /// The node.
