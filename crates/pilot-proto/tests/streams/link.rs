@@ -109,17 +109,19 @@ impl Side {
     }
 }
 
+/// Decides whether a packet of a side is lost.
+type Filter = Box<dyn FnMut(usize, &Packet<'_>) -> bool>;
+
 /// The two ends, the link and the clock.
 pub struct Net {
     pub now: Instant,
-    pub start: Instant,
     pub sides: [Side; 2],
     pub conditions: Conditions,
     rng: ChaCha20Rng,
     flying: BTreeMap<(Instant, u64), (usize, Vec<u8>)>,
     serial: u64,
-    /// Packets a test wants lost: side that sent it, packet, how many like it came before.
-    pub drop: Option<Box<dyn FnMut(usize, &Packet<'_>) -> bool>>,
+    /// Packets a test wants lost.
+    pub drop: Option<Filter>,
     /// Everything that was sent: time, side, packet.
     pub log: Vec<(Instant, usize, Vec<u8>)>,
     pub keep_log: bool,
@@ -132,7 +134,6 @@ impl Net {
         let now = Instant::now();
         Net {
             now,
-            start: now,
             sides: [Side::new(a, NODE, seed), Side::new(b, NODE + 1, seed)],
             conditions,
             rng: ChaCha20Rng::seed_from_u64(seed),
@@ -296,11 +297,6 @@ impl Net {
 
     pub fn received(&self, side: usize, conn: ConnId) -> &[u8] {
         self.sides[side].received.get(&conn).map_or(&[], |bytes| bytes)
-    }
-
-    /// Time since the start.
-    pub fn elapsed(&self) -> Duration {
-        self.now - self.start
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod hostile;
 mod link;
+mod model;
 mod own;
 mod reference;
 mod script;

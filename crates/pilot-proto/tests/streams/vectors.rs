@@ -78,7 +78,9 @@ impl Echo {
 }
 
 /// Everything but data: flags, numbers, SACK list, and whether the window is open.
-fn control(pkts: &[Pkt]) -> Vec<(u8, u32, u32, bool, Option<Vec<(u32, u32)>>)> {
+type Control = (u8, u32, u32, bool, Option<Vec<(u32, u32)>>);
+
+fn control(pkts: &[Pkt]) -> Vec<Control> {
     pkts.iter()
         .filter(|p| !p.is_data())
         .map(|p| (p.header.flags, p.header.seq, p.header.ack, p.header.window > 0, p.sack()))
@@ -160,8 +162,7 @@ fn captured_conversations_are_answered_like_the_reference_answered() {
         }
         let lists = |pkts: &[Pkt]| pkts.iter().filter_map(Pkt::sack).collect::<Vec<_>>();
         assert_eq!(lists(&ours), lists(&theirs), "{name}: SACK lists");
-        let last_ack =
-            |pkts: &[Pkt]| pkts.iter().filter(|p| p.header.flags & FIN != 0).map(|p| p.header.ack).last();
+        let last_ack = |pkts: &[Pkt]| pkts.iter().rfind(|p| p.header.flags & FIN != 0).map(|p| p.header.ack);
         assert_eq!(last_ack(&ours), last_ack(&theirs), "{name}: answer to the FIN");
         let special = |pkts: &[Pkt]| {
             pkts.iter().map(|p| p.header.flags).filter(|f| f & (SYN | FIN | RST) != 0).collect::<Vec<_>>()
