@@ -148,7 +148,7 @@ fn tell(shared: &Shared, effects: &[Effect]) {
 /// Sends pushes and pings until either side ends it.
 async fn feed<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
-    mut messages: tokio::sync::mpsc::Receiver<Push>,
+    mut messages: push::Messages,
     waiting: bool,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -161,7 +161,7 @@ async fn feed<S: AsyncRead + AsyncWrite + Unpin>(
             None => {
                 let mut byte = [0];
                 tokio::select! {
-                    push = messages.recv() => match push {
+                    push = messages.next() => match push {
                         Some(push) => push.message(),
                         None => return,
                     },

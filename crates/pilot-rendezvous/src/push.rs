@@ -4,7 +4,8 @@ use crate::registry::Effect;
 use pilot_proto::NodeId;
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
 /// Messages waiting for one subscriber. One that is further behind is disconnected; it polls when it is back.
@@ -38,6 +39,37 @@ struct Subscriber {
     serial: u64,
     instance: String,
     queue: mpsc::Sender<Push>,
+    /// A handshake hint is queued already; one is enough.
+    hinted: Arc<AtomicBool>,
+}
+
+/// The reading end of a subscription.
+#[derive(Debug)]
+pub(crate) struct Messages {
+    queue: mpsc::Receiver<Push>,
+    hinted: Arc<AtomicBool>,
+}
+
+impl Messages {
+    /// The next message; `None` when the subscription has ended.
+    pub async fn next(&mut self) -> Option<Push> {
+        let push = self.queue.recv().await;
+        self.taken(push.as_ref());
+        push
+    }
+
+    fn taken(&self, push: Option<&Push>) {
+        if push == Some(&Push::Handshake) {
+            self.hinted.store(false, Ordering::Release);
+        }
+    }
+
+    #[cfg(test)]
+    fn try_next(&mut self) -> Result<Push, mpsc::error::TryRecvError> {
+        let push = self.queue.try_recv();
+        self.taken(push.as_ref().ok());
+        push
+    }
 }
 
 /// All subscriptions; one per node.
@@ -53,12 +85,14 @@ impl Subscriptions {
     }
 
     /// Subscribes a connection, ending an earlier subscription of the node. Returns its serial number.
-    pub fn add(&self, node: NodeId, instance: String) -> (u64, mpsc::Receiver<Push>) {
+    pub fn add(&self, node: NodeId, instance: String) -> (u64, Messages) {
         let (queue, messages) = mpsc::channel(QUEUE);
+        let hinted = Arc::new(AtomicBool::new(false));
+        let messages = Messages { queue: messages, hinted: hinted.clone() };
         let mut inner = self.lock();
         inner.0 += 1;
         let serial = inner.0;
-        inner.1.insert(node, Subscriber { serial, instance, queue });
+        inner.1.insert(node, Subscriber { serial, instance, queue, hinted });
         (serial, messages)
     }
 
@@ -85,6 +119,9 @@ impl Subscriptions {
                 return;
             }
         }
+        if push == Push::Handshake && subscriber.hinted.swap(true, Ordering::AcqRel) {
+            return;
+        }
         // Dropping the sender ends the subscriber's connection once it has read what is queued.
         if subscriber.queue.try_send(push).is_err() || matches!(effect, Effect::Superseded { .. }) {
             inner.1.remove(&node);
@@ -106,10 +143,10 @@ mod tests {
         let subs = Subscriptions::default();
         let (_, mut mine) = subs.add(1, "a".into());
         subs.tell(&Effect::Superseded { node: 1, by: "a".into() });
-        assert!(mine.try_recv().is_err());
+        assert!(mine.try_next().is_err());
         subs.tell(&Effect::Superseded { node: 1, by: "b".into() });
-        assert_eq!(mine.try_recv(), Ok(Push::Superseded));
-        assert_eq!(mine.try_recv(), Err(mpsc::error::TryRecvError::Disconnected));
+        assert_eq!(mine.try_next(), Ok(Push::Superseded));
+        assert_eq!(mine.try_next(), Err(mpsc::error::TryRecvError::Disconnected));
         assert_eq!(subs.len(), 0);
     }
 
@@ -117,11 +154,25 @@ mod tests {
     fn a_subscriber_that_does_not_read_is_dropped_not_buffered_for() {
         let subs = Subscriptions::default();
         let (_, mut messages) = subs.add(1, String::new());
-        for _ in 0..=QUEUE {
-            subs.tell(&Effect::Handshake(1));
+        for peer in 0..=QUEUE as u32 {
+            subs.tell(&Effect::TrustRevoked { node: 1, peer });
         }
         assert_eq!(subs.len(), 0);
-        assert_eq!(std::iter::from_fn(|| messages.try_recv().ok()).count(), QUEUE);
+        assert_eq!(std::iter::from_fn(|| messages.try_next().ok()).count(), QUEUE);
+    }
+
+    #[test]
+    fn handshake_hints_are_merged_until_one_is_taken() {
+        let subs = Subscriptions::default();
+        let (_, mut messages) = subs.add(1, String::new());
+        for _ in 0..1000 {
+            subs.tell(&Effect::Handshake(1));
+        }
+        assert_eq!(messages.try_next(), Ok(Push::Handshake));
+        assert!(messages.try_next().is_err());
+        subs.tell(&Effect::Handshake(1));
+        assert_eq!(messages.try_next(), Ok(Push::Handshake));
+        assert_eq!(subs.len(), 1);
     }
 
     #[test]
@@ -131,7 +182,7 @@ mod tests {
         let (_, mut new) = subs.add(1, String::new());
         subs.remove(1, first);
         subs.tell(&Effect::Handshake(1));
-        assert_eq!(old.try_recv(), Err(mpsc::error::TryRecvError::Disconnected));
-        assert_eq!(new.try_recv(), Ok(Push::Handshake));
+        assert_eq!(old.try_next(), Err(mpsc::error::TryRecvError::Disconnected));
+        assert_eq!(new.try_next(), Ok(Push::Handshake));
     }
 }

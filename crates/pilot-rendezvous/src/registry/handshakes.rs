@@ -5,11 +5,14 @@ use super::model::{Batch, InboxRequest, InboxResponse};
 use super::registration::{superseded_text, valid_instance};
 use super::request::{Answer, Refused, Request, no_node};
 use super::{After, Effect, Now, Registry, Session};
+use crate::config::Rate;
 use crate::store::Write;
 use pilot_proto::NodeId;
 use serde_json::{Value, json};
 use std::time::Duration;
 
+/// Requests and answers sent per node.
+pub(super) const HANDSHAKES: Rate = Rate { per_second: 2.0, burst: 60.0 };
 /// Requests waiting per node.
 const MAX_INBOX: usize = 100;
 /// Answers waiting per node; further ones replace the oldest.
@@ -35,6 +38,14 @@ impl Registry {
         self.last_seq
     }
 
+    /// Each request and answer wakes its receiver.
+    fn limit_handshakes(&mut self, s: &Session, from: NodeId, now: Now) -> Result<(), Refused> {
+        if s.exempt || self.handshakes.take(from, now.mono) {
+            return Ok(());
+        }
+        Err(Refused(format!("rate limited: too many handshake requests from node {from}")))
+    }
+
     pub(super) fn request_handshake(&mut self, s: &mut Session, req: Request<'_>, now: Now) -> Answer {
         let to = req.node("to_node_id");
         let justification = req.text("justification");
@@ -55,6 +66,7 @@ impl Registry {
         if from == to {
             return Err("invalid to_node_id: a node cannot ask itself for trust".into());
         }
+        self.limit_handshakes(s, from, now)?;
         let seq = self.next_seq(now);
         let inbox = self.inboxes.entry(to).or_default();
         if inbox.requests.len() >= MAX_INBOX && !inbox.requests.contains_key(&from) {
@@ -189,6 +201,7 @@ impl Registry {
             "handshake response requires signature",
             "handshake response signature verification failed",
         )?;
+        self.limit_handshakes(s, node, now)?;
         let answer = json!({"type": "respond_handshake_ok", "accept": accept, "peer_id": peer});
         let inbox = self.inboxes.get_mut(&node);
         let pending = inbox.is_some_and(|i| {
@@ -200,18 +213,19 @@ impl Registry {
             }
             i.pending.remove(&peer).is_some()
         });
-        if accept && !pending {
+        if accept && !pending && self.trusts(node, peer) {
             // 1.18.0 approves twice, and repeats a request whose answer was lost.
-            if self.trusts(node, peer) {
-                return Ok(answer);
-            }
-            return Err(Refused(format!("no pending handshake request from node {peer}")));
+            return Ok(answer);
         }
         if pending {
             self.writes.push(Write::Pending { to: node, from: peer, at: None });
         }
-        if accept {
+        if accept && pending {
             self.make_pair(node, peer)?;
+        } else if accept {
+            // The request came through the tunnel. This is one side's word; it is passed on, since a private
+            // requester may not be reachable otherwise, and the pair is made when the requester confirms it.
+            self.report(node, peer)?;
         }
         self.tidy_inbox(node);
         let seq = self.next_seq(now);

@@ -116,6 +116,7 @@ pub(crate) struct Registry {
     beacons: BTreeMap<u32, (String, Instant)>,
     registrations: Buckets<IpAddr>,
     lookups: Buckets<IpAddr>,
+    handshakes: Buckets<NodeId>,
     /// Every live node once, by a time at or before it was last heard of.
     aging: BTreeSet<(Instant, NodeId)>,
     started: u64,
@@ -183,6 +184,7 @@ impl Registry {
             beacons: BTreeMap::new(),
             registrations: Buckets::new(config.limits.registrations),
             lookups: Buckets::new(config.limits.lookups),
+            handshakes: Buckets::new(handshakes::HANDSHAKES),
             aging: BTreeSet::new(),
             started: now.unix(),
             writes: Vec::new(),

@@ -62,17 +62,21 @@ impl Registry {
         if node == peer {
             return Err("invalid peer_id: a node cannot trust itself".into());
         }
-        let ok = Ok(json!({"type": "report_trust_ok"}));
+        self.report(node, peer)?;
+        Ok(json!({"type": "report_trust_ok"}))
+    }
+
+    /// Notes that `node` trusts `peer`; makes the pair if the other side said so before.
+    pub(super) fn report(&mut self, node: NodeId, peer: NodeId) -> Result<(), Refused> {
         if self.trusts(node, peer) {
-            return ok;
+            return Ok(());
         }
         if self.reports.get(&peer).is_some_and(|reported| reported.contains(&node)) {
-            self.make_pair(node, peer)?;
-            return ok;
+            return self.make_pair(node, peer);
         }
         let mine = self.reports.entry(node).or_default();
         if mine.contains(&peer) {
-            return ok;
+            return Ok(());
         }
         if mine.len() >= MAX_REPORTS {
             return Err(Refused(format!(
@@ -81,7 +85,7 @@ impl Registry {
         }
         mine.insert(peer);
         self.writes.push(Write::Report { node, peer, present: true });
-        ok
+        Ok(())
     }
 
     pub(super) fn revoke_trust(&mut self, s: &mut Session, req: Request<'_>) -> Answer {

@@ -95,10 +95,9 @@ fn kept_entries_stay_until_acknowledged_and_newer_ones_survive_an_old_acknowledg
 }
 
 #[test]
-fn answers_reach_the_requester_and_unasked_approvals_are_refused() {
+fn answers_reach_the_requester_and_end_the_request() {
     let mut w = World::new();
     let ((a, mut sa), (b, mut sb)) = (w.node(1), w.node(2));
-    assert_eq!(w.refused(&mut sb, b.respond(a.id, true)), "no pending handshake request from node 1");
     w.ok(&mut sa, a.handshake(b.id, "x"));
     w.reload();
     w.ok(&mut sb, b.respond(a.id, false));
@@ -111,7 +110,6 @@ fn answers_reach_the_requester_and_unasked_approvals_are_refused() {
         [0u64; 0],
         "an answered request is gone"
     );
-    assert_eq!(w.refused(&mut sb, b.respond(a.id, true)), "no pending handshake request from node 1");
     w.reload();
 }
 
@@ -180,4 +178,37 @@ fn subscriptions_need_a_fresh_signature_of_the_current_instance() {
     let mut moved = subscribe(now, instance);
     moved["ts"] = json!(now + 1);
     assert_eq!(w.refused(&mut sb, moved), "signature verification failed");
+}
+
+#[test]
+fn an_approval_of_a_direct_request_is_passed_on_and_counts_once_the_requester_confirms() {
+    let mut w = World::new();
+    let ((a, mut sa), (b, mut sb)) = (w.node(1), w.node(2));
+    // What 1.18.0 sends on approve; the request came through the tunnel.
+    w.ok(&mut sb, b.pair("report_trust", a.id));
+    w.ok(&mut sb, b.respond(a.id, true));
+    assert_eq!(w.effects, [Effect::Handshake(a.id)]);
+    assert!(w.refused(&mut sb, b.resolve(a.id)).contains("node not found"), "one side alone gains nothing");
+    w.reload();
+    let polled = w.ok(&mut sa, a.own("poll_handshakes", json!({})));
+    assert_eq!(polled["responses"][0], json!({"from_node_id": 2, "accept": true, "timestamp": w.now.unix()}));
+    w.ok(&mut sa, a.pair("report_trust", b.id));
+    w.ok(&mut sb, b.resolve(a.id));
+    w.ok(&mut sb, b.respond(a.id, true));
+    assert_eq!(w.effects, [], "a repeated approval of a trusted node says nothing new");
+    w.reload();
+}
+
+#[test]
+fn one_node_cannot_wake_others_without_end() {
+    let mut w = World::new();
+    let ((a, mut s), (b, _)) = (w.node(1), w.node(2));
+    let sent = (0..100).filter(|_| w.ask(&mut s, a.handshake(b.id, "")).get("error").is_none()).count();
+    assert_eq!(sent, 60);
+    assert_eq!(
+        w.refused(&mut s, a.respond(b.id, false)),
+        "rate limited: too many handshake requests from node 1"
+    );
+    w.sleep(1);
+    w.ok(&mut s, a.handshake(b.id, ""));
 }
