@@ -8,8 +8,9 @@ use pilot_proto::stream::{Config, Ingress, PathInfo, StreamEvent, Streams};
 use pilot_proto::wire::packet::Packet;
 use std::time::{Duration, Instant};
 
-/// Packets carried per step in each direction, like a batch of the socket layer.
+/// Packets and bytes carried per step in each direction, like a batch of the socket layer.
 const BATCH: usize = 64;
+const BATCH_BYTES: usize = 256 * 1024;
 /// Virtual time per step: the clock does not slow the engine down.
 const STEP: Duration = Duration::from_micros(50);
 
@@ -28,7 +29,7 @@ fn carry(
 ) -> usize {
     let info = PathInfo { max_payload: size, ready: true, relayed: false };
     let mut n = 0;
-    while n < BATCH {
+    while n < BATCH && n * size < BATCH_BYTES {
         if buf.len() == n {
             buf.push(Vec::with_capacity(size + 64));
         }

@@ -560,6 +560,10 @@ impl Engine {
         self.streams.abort(now, conn)
     }
 
+    /// See [`Streams::describe`].
+    pub fn describe(&self, conn: ConnId) -> Option<stream::ConnInfo> {
+        self.streams.describe(conn)
+    }
     /// See [`Streams::accepted`].
     pub fn accepted(&mut self, conn: ConnId) {
         self.streams.accepted(conn)

@@ -361,3 +361,52 @@ impl Sender {
         self.una = self.nxt;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{PeerWindow, Piece};
+    use super::*;
+    use crate::stream::CongestionKind;
+    use bytes::Bytes;
+
+    #[test]
+    fn acknowledgements_and_sack_work_across_the_wrap_of_sequence_numbers() {
+        let base = u32::MAX - 2000;
+        let mut sender = Sender::new(base, PeerWindow::Segments(512), CongestionKind::Cubic, 1 << 20);
+        let mut now = Instant::now();
+        assert!(sender.buf.push(Bytes::from(vec![1; 5 * 1152])).is_empty());
+        let sent: Vec<Piece> = std::iter::from_fn(|| sender.next_piece(now)).collect();
+        assert_eq!(sent.iter().map(|p| p.off).collect::<Vec<_>>(), [0, 1152, 2304, 3456, 4608]);
+        assert!(sender.seq(2304) < base, "the numbers wrapped");
+        now += Duration::from_millis(20);
+        // The second segment is missing; the block above it lies across the wrap's far side.
+        let ack = sender.ack_offset(sender.seq(1152)).expect("ours");
+        let block = (sender.seq(2304), sender.seq(5760));
+        assert!(sender.on_ack(now, ack as u64, &[block], true).progress);
+        let again: Vec<Piece> = std::iter::from_fn(|| sender.next_piece(now)).collect();
+        assert_eq!(again, [Piece { off: 1152, len: 1152, fresh: false }]);
+        let ack = sender.ack_offset(sender.seq(5760)).expect("ours");
+        sender.on_ack(now, ack as u64, &[], true);
+        assert!(sender.all_acked());
+        assert_eq!((sender.in_flight(), sender.unacked_segments()), (0, 0));
+        assert_eq!(sender.ack_offset(sender.seq(5761)), None, "never sent");
+    }
+
+    #[test]
+    fn an_overtaken_segment_widens_the_reordering_window_instead_of_being_resent_again() {
+        let mut sender = Sender::new(1, PeerWindow::Segments(512), CongestionKind::Cubic, 1 << 20);
+        let start = Instant::now();
+        assert!(sender.buf.push(Bytes::from(vec![1; 20 * 1152])).is_empty());
+        for i in 0..10 {
+            let at = start + Duration::from_millis(i);
+            assert!(sender.next_piece(at).is_some());
+        }
+        let later = start + Duration::from_millis(40);
+        let block = |a: u64, b: u64| (1 + a as u32 * 1152, 1 + b as u32 * 1152);
+        sender.on_ack(later, 0, &[block(2, 3)], true);
+        assert!(!sender.reordering);
+        sender.on_ack(later + Duration::from_millis(1), 1152, &[block(2, 3)], true);
+        assert!(sender.reordering, "the first segment came after the third");
+        assert!(sender.lost.is_empty(), "nothing was taken for lost");
+    }
+}
