@@ -657,6 +657,60 @@ fn own_traffic_never_reaches_the_wire() {
     assert!(net.log.is_empty());
 }
 
+#[test]
+fn a_session_with_1024_epochs_is_agreed_anew() {
+    let (mut net, _) = connected();
+    for prefix in 0..=1024u32 {
+        let mut again = Scripted::with_prefix(9, 1, prefix.to_be_bytes(), net.now);
+        let frame = again.datagram(b"x");
+        give(&mut net, addr_of(9), &frame);
+    }
+    net.run(ms(1));
+    assert_eq!(net.datagrams(1).len(), 1024);
+    assert_eq!(net.drops(1), [("too_many_epochs", 1)]);
+    assert!(!net.engine(1).peers()[0].encrypted);
+    assert!(net.sent_by(1).contains(&"PILA".to_owned()));
+}
+
+#[test]
+fn the_relays_word_for_a_sender_counts_for_nothing() {
+    let mut net = world();
+    let now = net.now;
+    net.engine(1).set_beacon(now, Some(beacon_addr()));
+    let mut peer = Scripted::new(9, 1, now);
+    let deliver = |net: &mut Net, frame: &[u8]| {
+        let mut bytes = Vec::new();
+        Message::RelayDeliver { from: 77, frame }.emit(&mut bytes);
+        give(net, beacon_addr(), &bytes);
+    };
+    deliver(&mut net, &peer.pila());
+    net.run(ms(1));
+    let answer = net.log.iter().find(|s| s.kind() == "relay PILA").unwrap();
+    assert_eq!(answer.bytes[5..9], [0, 0, 0, 9], "to the signer, not to whom the relay named");
+    let frame = peer.datagram(b"x");
+    deliver(&mut net, &frame);
+    assert_eq!(net.datagrams(1), [b"x"]);
+    let peers: Vec<_> = net.engine(1).peers().iter().map(|p| (p.node_id, p.relay)).collect();
+    assert_eq!(peers, [(9, true)]);
+}
+
+#[test]
+fn a_punch_during_a_key_exchange_is_answered_with_the_key() {
+    let mut net = world();
+    let stranger = addr_of(200);
+    give(&mut net, stranger, b"PILP");
+    assert!(net.sent_by(1).is_empty(), "no exchange, no answer");
+    net.routes.insert(9, pilot_proto::engine::Route { direct: vec![addr_of(9)], relay_only: false });
+    let now = net.now;
+    net.engine(1).send_datagram(now, Addr::backbone(9), 1, b"x").unwrap();
+    net.run(ms(1));
+    for _ in 0..10 {
+        net.inject(stranger, addr_of(1), b"PILP");
+    }
+    net.run(ms(11));
+    assert_eq!(net.log.iter().filter(|s| s.to == stranger && s.kind() == "PILA").count(), 5, "five a second");
+}
+
 fn drain(engine: &mut Engine, now: Instant) {
     let mut buf = Vec::new();
     while !matches!(engine.poll_output(now, &mut buf), Output::Timeout(_)) {}

@@ -216,7 +216,7 @@ impl Engine {
             return Err(SendError::TooLarge(payload.len()));
         }
         if self.can_send(node) {
-            self.send_now(now, node, &packet, None);
+            self.send_first(now, node, &packet);
             return Ok(());
         }
         let new = self.peers.get(&node).is_none_or(|p| p.pending.is_empty());
@@ -247,7 +247,7 @@ impl Engine {
             self.pending_peers = self.pending_peers.saturating_sub(1);
         }
         for packet in waiting {
-            self.send_now(now, node, &packet, None);
+            self.send_first(now, node, &packet);
         }
     }
 }

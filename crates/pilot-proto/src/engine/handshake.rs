@@ -213,8 +213,13 @@ impl Engine {
             let fields = serde_json::json!({ "peer_node_id": node, "replayed": salvaged.len() });
             self.emit(Event::Publish("tunnel.desync_salvage", fields));
         }
-        for packet in salvaged.into_iter().filter(|_| rekeyed).chain(pending) {
-            self.send_now(now, node, &packet, None);
+        if rekeyed {
+            for packet in salvaged {
+                self.send_now(now, node, &packet, None);
+            }
+        }
+        for packet in pending {
+            self.send_first(now, node, &packet);
         }
         self.touch(node);
         self.streams.path_changed(now, node);
@@ -262,7 +267,7 @@ impl Engine {
             self.send_keepalive(now, node, Some(origin));
         }
         for packet in waiting {
-            self.send_now(now, node, &packet, None);
+            self.send_first(now, node, &packet);
         }
         self.publish_established(node, authenticated, matches!(origin, Origin::Relay(_)), false);
         self.touch(node);

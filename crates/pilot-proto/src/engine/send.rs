@@ -61,6 +61,17 @@ impl Engine {
 
     // ---- single packets --------------------------------------------------------------------------------------
 
+    /// Sends an application's packet for the first time: should the peer have lost the session, it is sent again.
+    pub(super) fn send_first(&mut self, now: Instant, node: NodeId, packet: &[u8]) {
+        if packet.get(1) == Some(&protocol::DATAGRAM)
+            && self.config.encrypt
+            && let Some(peer) = self.peers.get_mut(&node)
+        {
+            peer.salvage.push(packet, now);
+        }
+        self.send_now(now, node, packet, None);
+    }
+
     /// Seals a packet for a peer with a session and queues it. `way` overrides the peer's path.
     pub(super) fn send_now(&mut self, now: Instant, node: NodeId, packet: &[u8], way: Option<Origin>) {
         let Some((to, relay)) = self.way(now, node, way) else { return self.drops.no_path += 1 };
@@ -73,11 +84,6 @@ impl Engine {
         }
         self.note_sent(now, node, frame.len());
         if packet.get(1) == Some(&protocol::DATAGRAM) {
-            if let Some(peer) = self.peers.get_mut(&node)
-                && self.config.encrypt
-            {
-                peer.salvage.push(packet, now);
-            }
             self.note_app(now, node);
             self.send_data(to, frame);
         } else {
