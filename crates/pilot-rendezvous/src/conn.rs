@@ -264,4 +264,45 @@ mod tests {
         assert_eq!(ask(&shared, &mut session, request).await["status"], "delivered");
         assert_eq!(notified.try_recv(), Ok(2));
     }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig { cases: 256, failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn arbitrary_bytes_end_in_answers_or_a_closed_connection(
+            frames in proptest::collection::vec(
+                (proptest::prelude::any::<bool>(), proptest::collection::vec(0u8..=255, 0..40), "[{}\\[\\]\":,a-z0-9]{0,40}"),
+                0..6,
+            ),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let (shared, _notified) = Shared::for_tests(Box::new(Disk(Arc::default())));
+                let (mut client, server) = tokio::io::duplex(1 << 16);
+                let session = Session::new("127.0.0.1:1".parse().unwrap(), "127.0.0.1".parse().unwrap(), true);
+                let (_stop, stopping) = watch::channel(false);
+                for (framed, bytes, text) in frames {
+                    let object = format!("{{\"type\":\"lookup\",\"x\":{text}}}");
+                    for body in [text.as_bytes(), object.as_bytes(), &bytes] {
+                        if framed {
+                            let header = (body.len() as u32).to_be_bytes();
+                            tokio::io::AsyncWriteExt::write_all(&mut client, &header).await.unwrap();
+                        }
+                        tokio::io::AsyncWriteExt::write_all(&mut client, body).await.unwrap();
+                    }
+                }
+                tokio::io::AsyncWriteExt::shutdown(&mut client).await.unwrap();
+                serve(server, shared, session, stopping).await;
+                let mut answers = Vec::new();
+                client.read_to_end(&mut answers).await.unwrap();
+                let mut rest = &answers[..];
+                while let [a, b, c, d, body @ ..] = rest {
+                    let (answer, after) = body.split_at(u32::from_be_bytes([*a, *b, *c, *d]) as usize);
+                    assert!(serde_json::from_slice::<Value>(answer).unwrap()["type"].is_string());
+                    rest = after;
+                }
+                assert!(rest.is_empty());
+            });
+        }
+    }
 }
