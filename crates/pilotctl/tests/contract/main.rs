@@ -4,6 +4,7 @@ mod config;
 mod daemon;
 mod directory;
 mod frame;
+mod messages;
 mod pair;
 mod streams;
 mod support;
