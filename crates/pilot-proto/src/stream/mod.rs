@@ -231,7 +231,7 @@ pub struct PacketOut {
     pub node: NodeId,
 }
 
-/// Status of one connection: exactly the fields of spec 07 section 10.1 `conn_list`.
+/// Status of one connection: the fields of spec 07 section 10.1 `conn_list`, and `half_close` (docs/extensions.md).
 #[derive(Debug, Clone, PartialEq, Default, serde::Serialize)]
 #[allow(missing_docs)]
 pub struct ConnStatus {
@@ -240,6 +240,8 @@ pub struct ConnStatus {
     pub cong_win: u64,
     pub dup_acks: u64,
     pub fast_retx: u64,
+    /// Either side can end its direction alone.
+    pub half_close: bool,
     pub id: u32,
     pub in_flight: u64,
     pub in_recovery: bool,

@@ -17,6 +17,7 @@ impl Conn {
             cong_win: self.send.cwnd(),
             dup_acks: stats.dup_acks,
             fast_retx: stats.fast_retransmits,
+            half_close: self.own.is_some_and(|own| own.half_close),
             id: self.id.0,
             in_flight: self.send.in_flight(),
             in_recovery: self.send.in_recovery(),

@@ -10,7 +10,10 @@ fn ping_names_time_and_path_and_sums_up() {
     assert_eq!((&data["target"], &data["to"], &data["timeout"]), (&json!(BETA), &json!(BETA), &json!(false)));
     for seq in 0..2 {
         let result = &data["results"][seq];
-        assert_eq!((&result["seq"], &result["bytes"], &result["path"]), (&json!(seq), &json!(6), &json!("direct")));
+        assert_eq!(
+            (&result["seq"], &result["bytes"], &result["path"]),
+            (&json!(seq), &json!(6), &json!("direct"))
+        );
         assert!(result["rtt_ms"].as_f64().unwrap() > 0.0);
     }
     let text = pair.a.run(&["ping", BETA, "--count=1"]).stdout;
@@ -20,7 +23,10 @@ fn ping_names_time_and_path_and_sums_up() {
     assert!(lines[1].ends_with("ms · direct"), "{text}");
     assert!(lines[2].starts_with("1 probe, 1 reply, 0% lost · min/avg/max "), "{text}");
     let reused = pair.a.json(&["ping", "2", "--count=2", "--interval=1ms", "--reuse-conn"]).data();
-    assert_eq!((&reused["results"][0]["reused"], &reused["results"][1]["reused"]), (&Value::Null, &json!(true)));
+    assert_eq!(
+        (&reused["results"][0]["reused"], &reused["results"][1]["reused"]),
+        (&Value::Null, &json!(true))
+    );
     let traced = pair.a.json(&["ping", "2", "--count=1", "--trace"]).data();
     assert_eq!(traced["results"][0]["bytes"], 20);
     for key in ["dial_ms", "echo_ms", "to_server_ms", "from_server_ms"] {
@@ -103,7 +109,10 @@ fn a_message_is_acknowledged_stored_and_read() {
     assert_eq!(pair.b.json(&["inbox", "--from", "1", "--since", "1h"]).data()["total"], 1);
     let error = pair.b.json(&["inbox", "read", "TEXT-0"]).error();
     assert_eq!(error["message"], "no message \"TEXT-0\" — list ids with: pilotctl inbox");
-    assert_eq!(pair.b.json(&["inbox", "--clear", "--before", "1h"]).data(), json!({"cleared": 0, "remaining": 1}));
+    assert_eq!(
+        pair.b.json(&["inbox", "--clear", "--before", "1h"]).data(),
+        json!({"cleared": 0, "remaining": 1})
+    );
     assert_eq!(pair.b.json(&["inbox", "--clear"]).data(), json!({"cleared": 1, "remaining": 0}));
 }
 
@@ -116,12 +125,14 @@ fn messages_come_from_stdin_and_files_in_all_types() {
     assert!(String::from_utf8(stdout).unwrap().contains("ACK BINARY 3 bytes"));
     pair.a.write("message.json", "{\"a\":1}");
     let file = pair.a.file("message.json");
-    let sent = pair.a.json(&["send-message", "2", "--data-file", file.to_str().unwrap(), "--type", "json"]).data();
+    let sent =
+        pair.a.json(&["send-message", "2", "--data-file", file.to_str().unwrap(), "--type", "json"]).data();
     assert_eq!((&sent["ack"], &sent["type"]), (&json!("ACK JSON 7 bytes"), &json!("json")));
     let inbox = pair.b.json(&["inbox", "--full"]).data();
     assert_eq!(inbox["messages"][0]["data"], "{\"a\":1}");
     assert_eq!(inbox["messages"][1]["data_b64"], "AP8K");
-    let error = |args: &[&str]| pair.a.json(&[&["send-message", "2"], args].concat()).error()["message"].clone();
+    let error =
+        |args: &[&str]| pair.a.json(&[&["send-message", "2"], args].concat()).error()["message"].clone();
     assert_eq!(error(&[]), "--data is required");
     assert_eq!(error(&["--data", "x", "--type", "xml"]), "unknown type \"xml\" (use text, json, or binary)");
     assert_eq!(error(&["--data", "x", "--bogus"]), "send-message: unknown flag --bogus");
@@ -140,7 +151,8 @@ fn several_messages_go_over_one_stream() {
 #[test]
 fn waiting_brings_the_answer_that_names_the_request() {
     let pair = Pair::public();
-    let asking = Background::start(&pair.a, &["--json", "send-message", "2", "--data", "q?", "--wait", "25s"]);
+    let asking =
+        Background::start(&pair.a, &["--json", "send-message", "2", "--data", "q?", "--wait", "25s"]);
     until("the question arrives", || pair.b.json(&["inbox"]).data()["total"] == 1);
     let question = pair.b.json(&["inbox"]).data()["messages"][0]["id"].as_str().unwrap().to_owned();
     pair.b.json(&["send-message", "1", "--data", "other", "--reply-to", "0123456789abcdef"]).data();
@@ -202,7 +214,10 @@ fn a_file_arrives_verified() {
 fn what_is_no_file_is_refused_before_anything_is_sent() {
     let pair = Pair::public();
     let error = pair.a.json(&["send-file", "2", "/nonexistent"]).error();
-    assert_eq!((&error["code"], &error["message"]), (&json!("not_found"), &json!("file not found: /nonexistent")));
+    assert_eq!(
+        (&error["code"], &error["message"]),
+        (&json!("not_found"), &json!("file not found: /nonexistent"))
+    );
     let error = pair.a.json(&["send-file", "2", "/tmp"]).error();
     assert_eq!(error["code"], "invalid_argument");
     assert_eq!(error["message"], "/tmp is a directory, not a file");
