@@ -380,3 +380,35 @@ fn half_close_fin_carries_its_kind_and_is_acknowledged_by_number() {
     assert_eq!((packets[1].0, packets[1].1.header.flags), (1, ACK));
     assert_eq!(packets[1].1.header.ack, packets[0].1.header.seq.wrapping_add(1));
 }
+
+#[test]
+fn conversations_of_any_size_end_complete_on_a_bad_path() {
+    let seeds: u64 = std::env::var("PILOT_STREAM_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(30);
+    for seed in 0..seeds {
+        let conditions = Conditions {
+            loss: 100,
+            duplicate: 50,
+            jitter: Duration::from_millis(seed % 4 * 10),
+            max_payload: [1152, 9000, 60_000][seed as usize % 3],
+            ..Conditions::default()
+        };
+        let mut net = Net::own(seed, conditions);
+        let (a, b) = net.connect();
+        let up = pattern(1 + (seed as usize * 7919) % 200_000);
+        let down = pattern(1 + (seed as usize * 104_729) % 300_000);
+        net.send(0, a, up.clone());
+        assert!(net.sides[0].streams.finish(net.now, a));
+        net.send(1, b, down.clone());
+        wait_for(&mut net, 1, StreamEvent::EndOfStream(b));
+        if seed % 2 == 0 {
+            assert!(net.sides[1].streams.finish(net.now, b));
+        } else {
+            net.sides[1].streams.close(net.now, b);
+        }
+        wait_for(&mut net, 0, closed(a));
+        wait_for(&mut net, 1, closed(b));
+        assert!(net.received(1, b) == up && net.received(0, a) == down);
+        net.run_for(60 * SECOND);
+        assert!(net.status().is_empty(), "{:?}", net.status());
+    }
+}
