@@ -101,11 +101,10 @@ impl Signals {
 #[derive(Debug)]
 pub struct Daemon {
     hub: Arc<Hub>,
-    /// Stops with the daemon.
-    _services: Services,
     stop: watch::Sender<bool>,
     server: JoinHandle<()>,
     networks: JoinHandle<()>,
+    services: Services,
 }
 
 impl Daemon {
@@ -119,6 +118,7 @@ impl Daemon {
         if let Some(email) = &config.node.email {
             account::remember(&config.home, email);
         }
+        let services = Services::start(&node, &config).await;
         let socket = match PublishedSocket::create(&config.socket).await {
             Ok(socket) => socket,
             Err(error) => {
@@ -127,12 +127,11 @@ impl Daemon {
             }
         };
         tracing::info!(address = %node.address(), socket = %config.socket.display(), "daemon running");
-        let services = Services::start(&node, &config).await;
         let hub = Hub::new(node, config);
         let stop = watch::Sender::new(false);
         let server = tokio::spawn(ipc::serve(hub.clone(), socket, stop.subscribe()));
         let networks = tokio::spawn(keep_networks(hub.clone()));
-        Ok(Daemon { hub, _services: services, stop, server, networks })
+        Ok(Daemon { hub, stop, server, networks, services })
     }
 
     /// The node.
@@ -147,6 +146,7 @@ impl Daemon {
         if tokio::time::timeout(STOP, &mut self.server).await.is_err() {
             self.server.abort();
         }
+        drop(self.services);
         if tokio::time::timeout(STOP, self.hub.node.shutdown()).await.is_err() {
             tracing::warn!("streams were not all closed in order");
         }

@@ -4,7 +4,7 @@
 mod common;
 
 use bytes::Bytes;
-use common::{Raw, daemon, drain, id_of, pattern, rendezvous, text_of, within};
+use common::{Raw, daemon, daemon_with, drain, id_of, pattern, rendezvous, text_of, within};
 use pilot_ipc::ClientError;
 use pilot_ipc::frame::Frame;
 use pilot_ipc::request::Request;
@@ -329,7 +329,7 @@ async fn datagrams_go_to_every_client_of_the_receiver() {
     assert_eq!(alice.ask(&datagram("confirmed".into(), true)).await.command, 0x3A);
     alice.send(&datagram("plain".into(), false)).await;
     for client in [&mut one, &mut two] {
-        let mut got = vec![client.expect().await, client.expect().await];
+        let mut got = [client.expect().await, client.expect().await];
         got.sort_by(|x, y| x.body[10..].cmp(&y.body[10..]));
         for (frame, payload) in got.iter().zip(["confirmed", "plain"]) {
             assert_eq!((frame.command, &frame.body[10..]), (0x0C, payload.as_bytes()));
@@ -356,4 +356,18 @@ async fn datagrams_go_to_every_client_of_the_receiver() {
         .await;
     alice.send_bytes(&[0, 0, 0, 2, 0x06, 1]).await;
     alice.expect_silence().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_built_in_services_stream_works_and_can_be_closed_by_id() {
+    let server = rendezvous().await;
+    let (a, b) = (daemon(&server).await, daemon_with(&server, |c| c.no_echo = false).await);
+    let (alice, bob) = (a.client().await, b.client().await);
+    let mut stream = alice.dial(b.addr(), 7).await.unwrap();
+    stream.write("echo").await.unwrap();
+    assert_eq!(within(stream.read()).await.unwrap(), "echo");
+    assert_eq!(bob.listen(7).await.unwrap_err().daemon_text(), Some("port 7 already bound"));
+    let id = bob.info().await.unwrap()["conn_list"][0]["id"].as_u64().unwrap();
+    bob.disconnect(id as u32).unwrap();
+    assert_eq!(within(stream.read()).await, None);
 }

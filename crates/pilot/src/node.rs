@@ -15,7 +15,7 @@ use bytes::Bytes;
 use pilot_proto::crypto::Identity;
 use pilot_proto::engine::{Config, Counters, Engine, PeerStatus, SendError};
 use pilot_proto::registry::challenge;
-use pilot_proto::stream::{ConnStatus, DialError};
+use pilot_proto::stream::{ConnId, ConnStatus, DialError};
 use pilot_proto::{Addr, NodeId};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -360,6 +360,13 @@ impl Node {
     pub async fn listen(&self, port: u16) -> Option<Listener> {
         let incoming = self.shared.ask(|reply| Command::Listen { port, reply }).await.flatten()?;
         Some(Listener::new(port, incoming, self.shared.commands.clone()))
+    }
+
+    /// Closes a connection in order by its id, whoever holds it, a built-in service for instance (spec 07 section 8.5). An id
+    /// that is not in use is ignored.
+    pub fn close_connection(&self, id: u32) {
+        // The driver is gone only when the node has stopped.
+        let _ = self.shared.commands.send(Command::Close(ConnId(id)));
     }
 
     // ---- datagrams ---------------------------------------------------------------------------------------

@@ -267,8 +267,10 @@ impl Session {
                 }
             }
             Request::Close { conn } => {
-                if let Some(conn) = self.hub.conn(conn) {
-                    conn.close();
+                match self.hub.conn(conn) {
+                    Some(conn) => conn.close(),
+                    // It may be a built-in service's.
+                    None => self.hub.node.close_connection(conn),
                 }
                 self.reply(conn::close_ok(conn)).await;
             }
