@@ -99,6 +99,16 @@ fn auto_approval_works_in_both_directions() {
     }
 }
 
+/// Between public nodes everything goes directly, so their side learns of our approval from our accept alone.
+#[test]
+fn they_take_our_direct_accept_with_its_call_for_confirmation() {
+    let lab = Lab::new();
+    let a = lab.daemon(Make::Reference, "alpha", &["-public"]);
+    let b = lab.daemon(Make::Ours, "beta", &["-public", "-trust-auto-approve"]);
+    a.ctl(a.make, &["handshake", "beta", "agents"]).data();
+    wait_until("both sides trust", Duration::from_secs(10), || a.trusts(&b) && b.trusts(&a));
+}
+
 #[test]
 fn untrust_reaches_the_other_side() {
     for make in [Make::Ours, Make::Reference] {
