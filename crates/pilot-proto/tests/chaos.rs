@@ -135,7 +135,7 @@ proptest! {
         net.beacon_up = true;
         let mut missing: BTreeSet<(NodeId, NodeId)> =
             (1..=3).flat_map(|a| (1..=3).map(move |b| (a, b))).filter(|(a, b)| a != b).collect();
-        for round in 0..40u8 {
+        for round in 0..25u8 {
             for (a, b) in missing.clone() {
                 let now = net.now;
                 let payload = [b as u8, 0xFF, a as u8, round, 0, 0];
@@ -154,6 +154,6 @@ proptest! {
                 break;
             }
         }
-        assert!(missing.is_empty(), "still unreachable after 40 s: {missing:?}");
+        assert!(missing.is_empty(), "still unreachable after 25 s: {missing:?}");
     }
 }

@@ -453,6 +453,9 @@ impl Engine {
                     return self.route_failed(now, node, reason);
                 }
                 if peer.session.is_some() {
+                    if !peer.path.proven() && !self.config.relay_only {
+                        peer.path.probe_soon(now);
+                    }
                     return self.touch(node);
                 }
                 if !self.config.encrypt {

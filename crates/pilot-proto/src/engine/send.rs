@@ -9,7 +9,7 @@ use crate::path::Choice;
 use crate::stream::PathInfo;
 use crate::wire::addr::Addr;
 use crate::wire::beacon::{RELAY_HEADER_LEN, relay_header};
-use crate::wire::frame::{PILS_HEADER_LEN, PILT, TAG_LEN};
+use crate::wire::frame::{PILS_HEADER_LEN, PILS_OVERHEAD, PILT, TAG_LEN};
 use crate::wire::packet::{HEADER_LEN, Header, Packet, protocol};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
@@ -28,6 +28,9 @@ pub(super) const SAFE_PAYLOAD: usize = 1152;
 const MAX_LOCAL: usize = 256;
 /// Bytes of UDP payload a datagram can have (IPv4).
 pub(super) const MAX_UDP: usize = 65_507;
+
+/// Payload of the largest packet that fits one datagram, encrypted and direct.
+const MAX_PATH_PAYLOAD: usize = MAX_UDP - PILS_OVERHEAD - HEADER_LEN;
 
 /// A frame ready to be sent.
 #[derive(Debug)]
@@ -274,7 +277,7 @@ impl Engine {
         let beacon = self.beacon.addr.is_some();
         let path = |node: NodeId| {
             if node == own {
-                let max_payload = config.loopback_payload.max(SAFE_PAYLOAD);
+                let max_payload = config.loopback_payload.clamp(SAFE_PAYLOAD, MAX_PATH_PAYLOAD);
                 return PathInfo { max_payload, ready: true, relayed: false };
             }
             let no_path = PathInfo { max_payload: SAFE_PAYLOAD, ready: false, relayed: false };
@@ -283,7 +286,7 @@ impl Engine {
             let ready = (peer.session.is_some() || !config.encrypt) && choice != Choice::None;
             match choice {
                 Choice::Direct(to) if is_loopback(to.ip()) => {
-                    let max_payload = config.loopback_payload.max(SAFE_PAYLOAD);
+                    let max_payload = config.loopback_payload.clamp(SAFE_PAYLOAD, MAX_PATH_PAYLOAD);
                     PathInfo { max_payload, ready, relayed: false }
                 }
                 choice => PathInfo { ready, relayed: choice == Choice::Relay, ..no_path },

@@ -139,7 +139,14 @@ impl Engine {
                 }
                 self.request_punch(now, node);
             }
-            Some(Tick::Lost) => self.relay_activated(now, node),
+            Some(Tick::Lost) => {
+                self.relay_activated(now, node);
+                // It may be our own address that changed: the beacon must know it for the relay to work, and the
+                // directory may know where the peer is now.
+                self.discover(now);
+                self.request_punch(now, node);
+                self.want_route(now, node);
+            }
             None => {}
         }
     }
