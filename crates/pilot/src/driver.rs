@@ -114,6 +114,8 @@ impl Driver {
     /// Runs until told to stop.
     pub(crate) async fn run(mut self) {
         let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
+        let io = self.socket.io();
+        let mut complaint = pin!(Socket::complaint(&io));
         loop {
             let mut busy = self.receive();
             for _ in 0..COMMANDS {
@@ -162,6 +164,11 @@ impl Driver {
             let command = poll_fn(|cx| {
                 if let Poll::Ready(command) = commands.poll_recv(cx) {
                     return Poll::Ready(command);
+                }
+                if complaint.as_mut().poll(cx).is_ready() {
+                    complaint.set(Socket::complaint(&io));
+                    socket.heard();
+                    return Poll::Ready(None);
                 }
                 if socket.poll_readable(cx).is_ready()
                     || (blocked.is_some() && !stuck && socket.poll_writable(cx).is_ready())

@@ -6,6 +6,7 @@ use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use tokio::io::Interest;
@@ -25,7 +26,7 @@ const MAX_SEND: usize = 65_507;
 const COMPLAINTS: usize = 64;
 
 pub(crate) struct Socket {
-    io: UdpSocket,
+    io: Arc<UdpSocket>,
     state: UdpSocketState,
     buffers: Box<[u8]>,
     meta: [RecvMeta; BATCH],
@@ -51,10 +52,10 @@ impl Socket {
         let io = std::net::UdpSocket::bind(listen)?;
         io.set_nonblocking(true)?;
         platform::grow_buffers(io.as_fd(), KERNEL_BUFFER);
-        let io = UdpSocket::from_std(io)?;
-        let state = UdpSocketState::new(UdpSockRef::from(&io))?;
+        let io = Arc::new(UdpSocket::from_std(io)?);
+        let state = UdpSocketState::new(UdpSockRef::from(&*io))?;
         // Without it the kernel keeps "port unreachable" to itself and a dead address costs its full timeout.
-        if let Err(error) = state.enable_transport_errors(UdpSockRef::from(&io)) {
+        if let Err(error) = state.enable_transport_errors(UdpSockRef::from(&*io)) {
             tracing::debug!(%error, "no ICMP errors from the UDP socket");
         }
         let buffers = vec![0; BATCH * BUFFER].into_boxed_slice();
@@ -94,7 +95,7 @@ impl Socket {
         let mut chunks = self.buffers.chunks_exact_mut(BUFFER);
         let mut slices: [IoSliceMut<'_>; BATCH] =
             std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
-        match io.try_io(Interest::READABLE, || state.recv(UdpSockRef::from(io), &mut slices, meta)) {
+        match io.try_io(Interest::READABLE, || state.recv(UdpSockRef::from(&**io), &mut slices, meta)) {
             Ok(n) => {
                 self.filled = n;
                 true
@@ -125,12 +126,33 @@ impl Socket {
             return;
         }
         for _ in 0..COMPLAINTS {
-            let Ok(Some(error)) = self.state.recv_transport_error(UdpSockRef::from(&self.io)) else { return };
-            if let (quinn_udp::TransportErrorPayload::Unreachable, Some(at)) = (error.payload, error.addr) {
-                f(at);
+            match platform::next_error(self.io.as_fd()) {
+                Ok(Some(at)) => f(at),
+                Ok(None) => {}
+                Err(_) => return,
             }
         }
         self.complained.store(true, Ordering::Relaxed);
+    }
+
+    /// Resolves when the kernel has an error for us.
+    pub(crate) async fn complaint(io: &UdpSocket) {
+        if io.ready(Interest::ERROR).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Takes note of errors that [`Socket::complaint`] announced.
+    pub(crate) fn heard(&self) {
+        let cleared: io::Result<()> =
+            self.io.try_io(Interest::ERROR, || Err(io::ErrorKind::WouldBlock.into()));
+        // It always "fails": that is how the readiness is taken back.
+        drop(cleared);
+        self.complained.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn io(&self) -> Arc<UdpSocket> {
+        self.io.clone()
     }
 
     /// Sends one datagram, or several of `segment` bytes each (the last may be shorter).
@@ -154,7 +176,7 @@ impl Socket {
             let mut retried = false;
             loop {
                 let sent = self.io.try_io(Interest::WRITABLE, || {
-                    self.state.try_send(UdpSockRef::from(&self.io), &transmit)
+                    self.state.try_send(UdpSockRef::from(&*self.io), &transmit)
                 });
                 let Err(error) = sent else {
                     done += take;

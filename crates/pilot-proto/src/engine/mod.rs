@@ -375,11 +375,13 @@ impl Engine {
             return;
         }
         let affected = |(node, peer): (&NodeId, &mut Peer)| {
-            (peer.path.direct() == Some(to) && peer.path.unreachable(now)).then_some(*node)
+            (peer.path.direct() == Some(to)).then(|| (*node, peer.path.unreachable(now)))
         };
-        let lost: Vec<NodeId> = self.peers.iter_mut().filter_map(affected).collect();
-        for node in lost {
-            self.relay_activated(now, node);
+        let affected: Vec<(NodeId, bool)> = self.peers.iter_mut().filter_map(affected).collect();
+        for (node, lost) in affected {
+            if lost {
+                self.relay_activated(now, node);
+            }
             self.touch(node);
         }
     }

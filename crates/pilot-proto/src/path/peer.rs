@@ -215,6 +215,10 @@ impl Path {
             self.give_up(now);
             return true;
         }
+        if self.proven && self.probing.is_none() {
+            // One error may be stray or forged; probes tell without waiting for traffic.
+            self.probing = Some(Probing::Check { sent: 0, next: now });
+        }
         false
     }
 

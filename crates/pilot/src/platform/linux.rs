@@ -1,3 +1,5 @@
+use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 /// Sets both socket buffers to `bytes`, beyond the system's limit where we may.
@@ -23,4 +25,53 @@ pub(crate) fn grow_buffers(socket: BorrowedFd<'_>, bytes: usize) {
             }
         }
     }
+}
+
+/// The next entry of the socket's error queue: `Ok(Some)` if it says that this destination cannot be reached,
+/// `Ok(None)` if it says something else. `Err`: the queue is empty.
+#[allow(unsafe_code)]
+pub(crate) fn next_error(socket: BorrowedFd<'_>) -> io::Result<Option<SocketAddr>> {
+    /// Control data; the kernel sends one error record and its address.
+    #[repr(align(8))]
+    struct Control([u8; 256]);
+    let mut control = Control([0; 256]);
+    let mut byte = [0u8; 1];
+    let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: byte.len() };
+    let mut found = None;
+    // SAFETY: all pointers in `header` are to live, writable memory of the sizes given: `storage` is what socket2
+    // lends for an address of up to `len` bytes, the rest are locals that outlive the call.
+    let ((), name) = unsafe {
+        socket2::SockAddr::try_init(|storage, len| {
+            let mut header: libc::msghdr = std::mem::zeroed();
+            header.msg_name = storage.cast();
+            header.msg_namelen = *len;
+            header.msg_iov = &raw mut part;
+            header.msg_iovlen = 1;
+            header.msg_control = control.0.as_mut_ptr().cast();
+            header.msg_controllen = control.0.len();
+            let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
+            if libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            *len = header.msg_namelen;
+            let mut record = libc::CMSG_FIRSTHDR(&raw const header);
+            // SAFETY: the CMSG functions walk the records the kernel wrote; data is read unaligned, and only if
+            // the record is long enough.
+            while let Some(r) = record.as_ref() {
+                let kind = (r.cmsg_level, r.cmsg_type);
+                let size = libc::CMSG_LEN(size_of::<libc::sock_extended_err>() as libc::c_uint) as usize;
+                if (kind == (libc::SOL_IP, libc::IP_RECVERR) || kind == (libc::SOL_IPV6, libc::IPV6_RECVERR))
+                    && r.cmsg_len >= size
+                {
+                    let data = libc::CMSG_DATA(record).cast::<libc::sock_extended_err>();
+                    found = i32::try_from(data.read_unaligned().ee_errno).ok();
+                }
+                record = libc::CMSG_NXTHDR(&raw const header, record);
+            }
+            Ok(())
+        })?
+    };
+    let unreachable =
+        matches!(found, Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN));
+    Ok(name.as_socket().filter(|_| unreachable))
 }

@@ -12,3 +12,8 @@ pub(crate) fn grow_buffers(socket: BorrowedFd<'_>, bytes: usize) {
     fit(&|size| socket.set_recv_buffer_size(size));
     fit(&|size| socket.set_send_buffer_size(size));
 }
+
+/// There is no error queue here.
+pub(crate) fn next_error(_socket: BorrowedFd<'_>) -> std::io::Result<Option<std::net::SocketAddr>> {
+    Err(std::io::ErrorKind::WouldBlock.into())
+}

@@ -6,9 +6,9 @@ mod linux;
 mod macos;
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::grow_buffers;
+pub(crate) use linux::{grow_buffers, next_error};
 #[cfg(not(target_os = "linux"))]
-pub(crate) use macos::grow_buffers;
+pub(crate) use macos::{grow_buffers, next_error};
 
 use std::net::Ipv4Addr;
 
