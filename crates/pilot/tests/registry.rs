@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{config, echo_round, event, node, pattern, rendezvous, serve_echo, within};
+use common::{config, echo_round, event, node, pattern, rendezvous, restart, serve_echo, within};
 use pilot::{Node, NodeConfig, RegistryTls, StartError};
 use pilot_rendezvous::{Config, Server, StoreConfig, Tls};
 use std::os::unix::fs::PermissionsExt as _;
@@ -170,8 +170,7 @@ async fn a_restarted_registry_is_joined_again_while_a_stream_runs() {
     .await;
     echo_round(stream, pattern(1 << 20)).await;
 
-    let again = Server::start(Config { store, registry_addr, beacon_addr, ..Config::loopback() });
-    let _server = again.await.unwrap();
+    let _server = restart(Config { store, registry_addr, beacon_addr, ..Config::loopback() }).await;
     within(async {
         while !a.status().await.registry_ok {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -196,7 +195,7 @@ async fn a_registry_that_lost_its_memory_gets_everything_again() {
     .await;
     let mut events = a.events();
     server.shutdown().await;
-    let _server = Server::start(Config { registry_addr, beacon_addr, ..Config::loopback() }).await.unwrap();
+    let _server = restart(Config { registry_addr, beacon_addr, ..Config::loopback() }).await;
     event(&mut events, "node.reregistered").await;
     let record = a.lookup(a.node_id()).await.unwrap();
     assert_eq!((&record["hostname"], &record["public"]), (&"lasting".into(), &true.into()));

@@ -14,6 +14,20 @@ pub async fn rendezvous() -> Server {
     Server::start(Config::loopback()).await.unwrap()
 }
 
+/// Starts a server on addresses that were free a moment ago: another test's connection may hold one for an instant.
+pub async fn restart(config: Config) -> Server {
+    within(async {
+        loop {
+            match Server::start(config.clone()).await {
+                Ok(server) => return server,
+                Err(pilot_rendezvous::StartError::Bind { .. }) => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    })
+    .await
+}
+
 pub fn config(server: &Server) -> NodeConfig {
     NodeConfig {
         registry: server.registry_addr().to_string(),
