@@ -235,6 +235,19 @@ fn a_registered_peer_that_asks_gets_the_key_until_it_answers() {
 }
 
 #[test]
+fn a_dial_does_not_wait_for_the_calm_pace_of_an_answered_key_request() {
+    let mut net = world();
+    net.routes.insert(9, pilot_proto::engine::Route { direct: vec![addr_of(9)], relay_only: false });
+    let peer = Scripted::new(9, 1, net.now);
+    give(&mut net, addr_of(9), &peer.pilk());
+    net.run(SECOND);
+    let now = net.now;
+    net.engine(1).send_datagram(now, Addr::backbone(9), 1, b"x").unwrap();
+    net.run(SECOND);
+    assert_eq!(net.times(1, "PILA"), [10, 1_260, 1_760]);
+}
+
+#[test]
 fn forged_replayed_and_old_packets_are_counted_and_change_nothing() {
     let (mut net, mut peer) = connected();
     let elsewhere = addr_of(66);

@@ -507,7 +507,7 @@ impl Engine {
             return;
         }
         match &mut peer.exchange {
-            Some(exchange) => exchange.hurry(),
+            Some(exchange) => exchange.hurry(now),
             None => {
                 peer.exchange = Some(Exchange::new(true, now));
                 self.exchanging += 1;

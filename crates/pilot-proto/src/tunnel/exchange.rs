@@ -43,9 +43,13 @@ impl Exchange {
         Exchange { attempts: 0, eager, next: now }
     }
 
-    /// We want to reach this peer now: go on at the eager pace.
-    pub fn hurry(&mut self) {
-        self.eager = true;
+    /// We want to reach this peer now: a calm exchange goes on at the eager pace, with the next send soon.
+    pub fn hurry(&mut self, now: Instant) {
+        if !self.eager {
+            self.eager = true;
+            self.attempts = self.attempts.min(1);
+            self.next = self.next.min(now + Duration::from_millis(EAGER_MS[0]));
+        }
     }
 
     /// Counts a send and sets the next one.
