@@ -97,13 +97,12 @@ impl Signals {
     }
 }
 
-/// A running daemon.
+/// A running daemon. Dropped without [`Daemon::shutdown`] it stops too, but in the background.
 #[derive(Debug)]
 pub struct Daemon {
     hub: Arc<Hub>,
     stop: watch::Sender<bool>,
     server: JoinHandle<()>,
-    networks: JoinHandle<()>,
     services: Services,
 }
 
@@ -130,8 +129,8 @@ impl Daemon {
         let hub = Hub::new(node, config);
         let stop = watch::Sender::new(false);
         let server = tokio::spawn(ipc::serve(hub.clone(), socket, stop.subscribe()));
-        let networks = tokio::spawn(keep_networks(hub.clone()));
-        Ok(Daemon { hub, stop, server, networks, services })
+        tokio::spawn(keep_networks(hub.clone(), stop.subscribe()));
+        Ok(Daemon { hub, stop, server, services })
     }
 
     /// The node.
@@ -141,7 +140,6 @@ impl Daemon {
 
     /// Removes the socket, closes clients and streams in order, stops. Takes about a second at most.
     pub async fn shutdown(mut self) {
-        self.networks.abort();
         self.stop.send_replace(true);
         if tokio::time::timeout(STOP, &mut self.server).await.is_err() {
             self.server.abort();
@@ -153,9 +151,15 @@ impl Daemon {
     }
 }
 
-async fn keep_networks(hub: Arc<Hub>) {
-    loop {
-        hub.refresh_networks().await;
-        tokio::time::sleep(NETWORKS_EVERY).await;
+async fn keep_networks(hub: Arc<Hub>, mut stop: watch::Receiver<bool>) {
+    let work = async {
+        loop {
+            hub.refresh_networks().await;
+            tokio::time::sleep(NETWORKS_EVERY).await;
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        _ = stop.wait_for(|stop| *stop) => {}
     }
 }

@@ -460,3 +460,20 @@ async fn requests_of_one_client_run_beside_each_other() {
     order.sort_unstable();
     assert_eq!(order, [0x0E, 0x22]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_direct_path_can_be_asked_for_without_losing_streams() {
+    let server = rendezvous().await;
+    let (a, b) = (daemon(&server).await, daemon(&server).await);
+    let (alice, bob) = (a.client().await, b.client().await);
+    let mut listener = bob.listen(4000).await.unwrap();
+    let mut stream = alice.dial(b.addr(), 4000).await.unwrap();
+    let mut accepted = within(listener.accept()).await.unwrap();
+    let reply = alice.prefer_direct(b.addr().node).await.unwrap();
+    assert_eq!((&reply["had_tunnel"], &reply["resolve_error"]), (&json!(true), &json!("")), "{reply}");
+    stream.write("still there").await.unwrap();
+    assert_eq!(within(accepted.read()).await.unwrap(), "still there");
+    let reply = alice.prefer_direct(4242).await.unwrap();
+    assert_eq!(reply["had_tunnel"], false);
+    assert!(reply["resolve_error"].as_str().unwrap().starts_with("resolve node 4242: registry: "), "{reply}");
+}

@@ -124,6 +124,14 @@ impl Shared {
         self.command(Command::Route(node, route));
     }
 
+    /// Asks anew where a node is and lets the engine try the addresses; sessions and streams are kept.
+    pub(crate) async fn renew_route(&self, node: NodeId) -> Result<(), String> {
+        self.directory.forget(node);
+        let route = self.route(node).await?;
+        self.command(Command::Route(node, Ok(route)));
+        Ok(())
+    }
+
     async fn route(&self, node: NodeId) -> Result<Route, String> {
         if let Some(route) = lock(&self.directory.routes).get(&node, ROUTE_FRESH) {
             return Ok(route);

@@ -425,6 +425,12 @@ impl Node {
         self.shared.registry.request(fields).await
     }
 
+    /// Asks the registry anew where a peer is and tries its addresses directly. Sessions and streams are kept. The error is
+    /// why the peer cannot be resolved.
+    pub async fn prefer_direct(&self, node: NodeId) -> Result<(), String> {
+        self.shared.renew_route(node).await
+    }
+
     /// Takes a name, or gives it back if `hostname` is empty.
     pub async fn set_hostname(&self, hostname: &str) -> Result<Value, RegistryError> {
         let answer = self.own_request("set_hostname", json!({"hostname": hostname})).await?;

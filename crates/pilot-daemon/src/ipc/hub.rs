@@ -4,7 +4,7 @@ use super::client::Client;
 use super::conn::Conn;
 use crate::DaemonConfig;
 use bytes::Bytes;
-use pilot::Node;
+use pilot::{Datagram, Node};
 use pilot_ipc::frame::OutFrame;
 use pilot_ipc::push;
 use std::collections::HashMap;
@@ -73,8 +73,7 @@ impl Hub {
 
     /// Passes every received datagram to every client (spec 07 section 9.2). A client with a full outbox misses it; the others
     /// do not wait.
-    pub(crate) async fn push_datagrams(hub: Arc<Hub>) {
-        let mut datagrams = hub.node.datagrams();
+    pub(crate) async fn push_datagrams(hub: Arc<Hub>, mut datagrams: broadcast::Receiver<Datagram>) {
         loop {
             let datagram = match datagrams.recv().await {
                 Ok(datagram) => datagram,

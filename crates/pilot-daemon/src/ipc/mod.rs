@@ -24,7 +24,7 @@ pub(crate) const MAX_CLIENTS: usize = 1024;
 /// Accepts clients until `stop` turns true, then closes them after their queued output.
 pub(crate) async fn serve(hub: Arc<Hub>, socket: PublishedSocket, mut stop: watch::Receiver<bool>) {
     let mut clients = tokio::task::JoinSet::new();
-    let datagrams = tokio::spawn(Hub::push_datagrams(hub.clone()));
+    let datagrams = tokio::spawn(Hub::push_datagrams(hub.clone(), hub.node.datagrams()));
     loop {
         let accepted = tokio::select! {
             accepted = socket.listener.accept() => accepted,

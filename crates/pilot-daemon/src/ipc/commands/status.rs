@@ -153,21 +153,16 @@ fn add_lists(info: &mut Value, status: &NodeStatus) {
     }
 }
 
-/// Looks at the peer anew. The node itself keeps trying better paths, so open connections are left alone and nothing is
-/// dropped.
+/// Has the peer's addresses asked for and tried anew. Unlike the reference this keeps the tunnel, so nothing is pushed.
 pub(super) async fn prefer_direct(hub: &Hub, node: NodeId) -> Value {
     let peer = hub.node.status().await.peers.into_iter().find(|p| p.node_id == node);
-    let resolved = hub.node.lookup(node).await;
-    let relayed = peer.as_ref().is_some_and(|p| p.relay);
+    let error = hub.node.prefer_direct(node).await.err().map(|e| format!("resolve node {node}: {e}"));
     object([
         ("had_tunnel", peer.is_some().into()),
         ("node_id", node.into()),
         ("pila_pushed", false.into()),
-        (
-            "resolve_error",
-            resolved.err().map(|e| format!("resolve node {node}: {e}")).unwrap_or_default().into(),
-        ),
-        ("was_relay_active", relayed.into()),
+        ("resolve_error", error.unwrap_or_default().into()),
+        ("was_relay_active", peer.is_some_and(|p| p.relay).into()),
         ("was_relay_pinned", false.into()),
     ])
 }
