@@ -249,8 +249,13 @@ async fn clear_webhook(ctx: &Ctx) -> CliResult {
 async fn webhook(ctx: &Ctx, url: &str) -> CliResult {
     let applied = match ctx.client().await {
         Ok(client) => {
-            client.set_webhook(url).await.map_err(daemon_error("set_webhook"))?;
-            true
+            let answer = client.set_webhook(url).await.map_err(daemon_error("set_webhook"))?;
+            // Our daemon says so if it posts nothing; a reference daemon always posts.
+            let ignored = answer["delivering"] == false && !url.is_empty();
+            if ignored {
+                ctx.warn("notice: the URL is kept, but this version of the daemon posts no events");
+            }
+            !ignored
         }
         Err(_) => false,
     };
@@ -260,7 +265,7 @@ async fn webhook(ctx: &Ctx, url: &str) -> CliResult {
     });
     ctx.emit(json!({"webhook": url, "applied": applied}), |_| {
         let what = if url.is_empty() { "webhook cleared".to_owned() } else { format!("webhook set: {url}") };
-        let when = if applied { "" } else { " (the daemon is not running; it takes effect at its start)" };
+        let when = if applied { "" } else { " (not in effect now)" };
         format!("{what}{when}")
     })
 }

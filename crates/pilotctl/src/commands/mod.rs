@@ -9,6 +9,7 @@ mod datagram;
 mod demo;
 mod directory;
 mod envelope;
+mod events;
 mod listing;
 mod mailbox;
 mod message;
@@ -47,6 +48,7 @@ const TABLE: &[&[Spec]] = &[
     datagram::COMMANDS,
     message::COMMANDS,
     send_file::COMMANDS,
+    events::COMMANDS,
     mailbox::COMMANDS,
     network::COMMANDS,
     envelope::COMMANDS,

@@ -16,7 +16,7 @@ impl Progress {
             shown,
             Some(total),
             label,
-            "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+            "{msg} [{bar:30}] {percent}% {bytes}/{total_bytes} {bytes_per_sec} {eta}",
         )
     }
 

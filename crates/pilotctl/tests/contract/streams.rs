@@ -93,6 +93,29 @@ fn recv_collects_whole_messages_and_keeps_binary_exactly() {
 }
 
 #[test]
+fn a_pause_does_not_cut_off_a_peer_that_can_say_when_it_ends() {
+    let pair = Pair::public();
+    let serving = Background::recv(&pair.b, "4001", &["--idle", "1ms"]);
+    let mut talking = Background::start(&pair.a, &["connect", "2", "4001"]);
+    let mut stdin = talking.stdin();
+    stdin.write_all(b"one ").unwrap();
+    // By the time this has been seen, the idle time is over many times.
+    until("the first part arrives", || {
+        let list = pair.b.json(&["connections"]).data();
+        list["connections"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|c| c["bytes_recv"] == 4 && c["half_close"] == true)
+    });
+    stdin.write_all(b"two").unwrap();
+    drop(stdin);
+    assert_eq!(talking.finish().code, 0);
+    let message = &serving.finish().data()["messages"][0];
+    assert_eq!((&message["data"], &message["ended"]), (&json!("one two"), &json!("closed")));
+}
+
+#[test]
 fn recv_that_gets_less_than_asked_ends_in_time_with_status_one() {
     let pair = Pair::public();
     let data = pair.b.json(&["recv", "4001", "--timeout", "200ms"]).data_of(1);
