@@ -371,3 +371,25 @@ async fn a_built_in_services_stream_works_and_can_be_closed_by_id() {
     bob.disconnect(id as u32).unwrap();
     assert_eq!(within(stream.read()).await, None);
 }
+
+/// Takes the ten seconds a client may leave its socket unread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_reads_nothing_for_ten_seconds_is_closed_and_its_streams_reset() {
+    let server = rendezvous().await;
+    let (a, b) = (daemon(&server).await, daemon(&server).await);
+    let (alice, mut deaf) = (a.client().await, b.raw().await);
+    assert_eq!(deaf.ask(&Request::Bind { port: 4000 }).await.command, BIND_OK);
+    let (mut reader, mut writer) = alice.dial(b.addr(), 4000).await.unwrap().split();
+    let flood = tokio::spawn(async move {
+        let piece = pattern(1 << 19);
+        while writer.write(piece.clone()).await.is_ok() {}
+    });
+    let start = std::time::Instant::now();
+    assert_eq!(within(reader.read()).await, None, "the peer hears of it");
+    assert!(start.elapsed() >= Duration::from_secs(10), "{:?}", start.elapsed());
+    // What the socket held can still be read, then it ends.
+    while deaf.next().await.is_some() {}
+    // The port went with its client.
+    b.client().await.listen(4000).await.unwrap();
+    flood.abort();
+}
