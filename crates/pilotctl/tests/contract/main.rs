@@ -2,6 +2,7 @@
 
 mod config;
 mod daemon;
+mod demo;
 mod directory;
 mod frame;
 mod messages;
