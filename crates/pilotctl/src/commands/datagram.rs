@@ -49,7 +49,7 @@ async fn dgram(ctx: &Ctx, args: &Args) -> CliResult {
         return Err(CliError::invalid("--data is required"));
     }
     let reach = Reach::new(ctx, args, args.required(0)).await?;
-    reach.gate(ctx).await?;
+    reach.gate().await?;
     let addr = reach.peer.addr;
     let bytes = payload.len();
     let payload = Bytes::copy_from_slice(payload.as_bytes());

@@ -5,7 +5,7 @@ use super::reach::daemon_error;
 use super::status::without_endpoints;
 use super::text::safe;
 use crate::args::{Args, Run, Spec, Tier};
-use crate::error::{CliError, CliResult};
+use crate::error::{CliError, CliResult, Code};
 use crate::names::Peer;
 use crate::output::Ctx;
 use pilot_daemon::config::{ConfigFile, keys};
@@ -95,6 +95,15 @@ pub const COMMANDS: &[Spec] = &[
         returns: "node_id, address, public_key",
         tier: Tier::Core,
         run: Run::Async(|ctx, _| Box::pin(rotate_key(ctx))),
+    },
+    Spec {
+        name: "register",
+        about: "(the daemon registers by itself)",
+        args: &["[listen_addr]"],
+        flags: &[],
+        returns: "",
+        tier: Tier::Hidden,
+        run: Run::Sync(register),
     },
     Spec {
         name: "deregister",
@@ -227,6 +236,12 @@ async fn set_visibility(ctx: &Ctx, public: bool) -> CliResult {
 
 async fn rotate_key(ctx: &Ctx) -> CliResult {
     ctx.emit_data(ctx.client().await?.rotate_key().await.map_err(daemon_error("rotate_key"))?)
+}
+
+/// The reference sends a request without a key, which every registry refuses.
+fn register(_: &Ctx, _: &Args) -> CliResult {
+    Err(CliError::new(Code::NotSupported, "register: a node is registered by its daemon, with its key")
+        .hint("pilotctl daemon start"))
 }
 
 async fn deregister(ctx: &Ctx) -> CliResult {

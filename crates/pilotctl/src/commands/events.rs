@@ -84,7 +84,7 @@ fn decode(buffer: &mut BytesMut) -> Result<Option<(String, Bytes)>, CliError> {
     Ok(Some((topic, frame.slice(6 + topic_len..))))
 }
 
-async fn open(ctx: &Ctx, args: &Args, what: &str) -> Result<(Reach, IpcStream), CliError> {
+async fn open<'a>(ctx: &'a Ctx, args: &Args, what: &str) -> Result<(Reach<'a>, IpcStream), CliError> {
     let topic = args.required(1);
     if topic.len() > MAX_TOPIC {
         return Err(CliError::invalid(format!("a topic has at most {MAX_TOPIC} bytes")));

@@ -235,7 +235,7 @@ fn summary_text(sent: usize, wanted: u64, rtts: &[Duration], cut: Option<Duratio
         plural(sent as u64),
         rtts.len(),
         if rtts.len() == 1 { "y" } else { "ies" },
-        if sent == 0 { 0 } else { lost * 100 / sent }
+        (lost * 100).checked_div(sent).unwrap_or(0)
     );
     if let Some((min, avg, max)) = spread(rtts) {
         let _ = write!(line, " · min/avg/max {}/{}/{}", short_time(min), short_time(avg), short_time(max));
@@ -253,7 +253,7 @@ fn unix_nanos() -> u64 {
 
 /// One probe on `kept`, or on a fresh stream that is left in `kept`.
 async fn probe(
-    reach: &Reach,
+    reach: &Reach<'_>,
     kept: &mut Option<IpcStream>,
     seq: u64,
     trace: bool,

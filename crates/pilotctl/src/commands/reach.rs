@@ -30,7 +30,8 @@ pub fn daemon_error(label: &str) -> impl Fn(ClientError) -> CliError + '_ {
 
 /// A peer and the daemon that reaches it.
 #[derive(Debug)]
-pub struct Reach {
+pub struct Reach<'a> {
+    ctx: &'a Ctx,
     pub client: Client,
     pub peer: Peer,
     /// The peer is trusted; `None`: not asked, or the daemon does not know the question.
@@ -69,7 +70,8 @@ impl DialFault {
         let text = match error {
             ClientError::Daemon(text) => text,
             ClientError::Timeout(limit) => {
-                return DialFault::NoAnswer(format!("no answer within {}", go_duration(*limit)));
+                let limit = Duration::from_millis((limit.as_secs_f64() * 1e3).round() as u64);
+                return DialFault::NoAnswer(format!("no answer within {}", go_duration(limit)));
             }
             other => return DialFault::Other(other.to_string()),
         };
@@ -87,25 +89,35 @@ pub fn go_duration(duration: Duration) -> String {
     pilot_daemon::config::duration::format(duration)
 }
 
-impl Reach {
+impl<'a> Reach<'a> {
     /// Connects to the daemon, resolves the peer, and asks whether it is trusted unless `--no-auto-handshake` is
     /// given.
     ///
     /// Whether an untrusted peer may be reached is not guessed here: the daemon asks the registry when it dials,
     /// and [`Reach::explain`] words a refusal.
-    pub async fn new(ctx: &Ctx, args: &Args, typed: &str) -> Result<Reach, CliError> {
+    pub async fn new(ctx: &'a Ctx, args: &Args, typed: &str) -> Result<Reach<'a>, CliError> {
         let client = ctx.client().await?;
         let peer = Peer::resolve(ctx, &client, typed).await?;
         let trusted = match args.on("no-auto-handshake") {
             true => None,
             false => is_trusted(&client, peer.addr.node).await,
         };
-        Ok(Reach { client, peer, trusted })
+        Ok(Reach { ctx, client, peer, trusted })
     }
 
     /// Opens a stream.
     pub async fn dial(&self, port: u16, limit: Duration) -> Result<IpcStream, DialFault> {
-        self.client.dial_within(self.peer.addr, port, limit).await.map_err(|e| DialFault::of(&e))
+        let error = match self.client.dial_within(self.peer.addr, port, limit).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => error,
+        };
+        match DialFault::of(&error) {
+            // A registry does not say whether the node is private or unknown, its open record does.
+            DialFault::Hidden(text) if self.trusted == Some(false) => {
+                Err(DialFault::Hidden(self.not_open().await.unwrap_or(text)))
+            }
+            fault => Err(fault),
+        }
     }
 
     /// The error for a failed dial. `message` is what could not be done.
@@ -134,23 +146,28 @@ impl Reach {
 
     /// Asks the registry whether an untrusted peer may be written to at all. For datagrams: they are not dialled, so
     /// no daemon tells.
-    pub async fn gate(&self, ctx: &Ctx) -> Result<(), CliError> {
-        if self.trusted != Some(false) {
-            return Ok(());
+    pub async fn gate(&self) -> Result<(), CliError> {
+        match self.trusted {
+            Some(false) => match self.not_open().await {
+                Some(why) => Err(untrusted(self, &why)),
+                None => Ok(()),
+            },
+            _ => Ok(()),
         }
+    }
+
+    /// Why the registry's record says that the peer is not open to everybody; `None` if it is.
+    async fn not_open(&self) -> Option<String> {
         let node = self.peer.addr.node;
         let request = serde_json::json!({"type": "lookup", "node_id": node});
-        let record = match super::registry::request(ctx, request).await {
-            Ok(record) => record,
+        match super::registry::request(self.ctx, request).await {
+            Ok(record) if record["public"] == true || self.shares_network(&record).await => None,
+            Ok(_) => Some(format!("resolve node {node}: private")),
             Err(error) => {
-                let text = error.message.strip_prefix("lookup: registry: ").unwrap_or(&error.message);
-                return Err(untrusted(self, &format!("resolve node {node}: {text}")));
+                let why = error.message.strip_prefix("lookup: ").unwrap_or(&error.message);
+                Some(format!("resolve node {node}: {why}"))
             }
-        };
-        if record["public"] == true || self.shares_network(&record).await {
-            return Ok(());
         }
-        Err(untrusted(self, &format!("resolve node {node}: private")))
     }
 
     /// Members of one network other than the backbone reach each other without trust.
@@ -190,7 +207,7 @@ pub async fn is_trusted(client: &Client, node: NodeId) -> Option<bool> {
 }
 
 /// The trust gate's refusals. The registry's reason decides; a daemon that withholds it says `request failed`.
-fn untrusted(reach: &Reach, text: &str) -> CliError {
+fn untrusted(reach: &Reach<'_>, text: &str) -> CliError {
     let addr = reach.peer.addr;
     let hint = format!("run: pilotctl handshake {addr}");
     let reason = text.split_once(": ").map_or(text, |(_, reason)| reason);

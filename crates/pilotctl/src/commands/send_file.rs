@@ -69,7 +69,7 @@ async fn send_file(ctx: &Ctx, args: &Args) -> CliResult {
 
 struct Job<'a> {
     ctx: &'a Ctx,
-    reach: &'a Reach,
+    reach: &'a Reach<'a>,
     path: &'a Path,
     name: &'a str,
     patience: Duration,

@@ -199,3 +199,27 @@ fn network_list_passes_the_registry_answer_through() {
     assert_eq!(list["networks"][0]["name"], "backbone");
     assert_eq!(pair.a.json(&["network", "join", "70000"]).error()["code"], "invalid_argument");
 }
+
+#[test]
+fn a_rotated_key_is_the_one_of_info_and_registry() {
+    let pair = Pair::private();
+    let before = pair.a.json(&["info"]).data()["public_key"].clone();
+    let rotated = pair.a.json(&["rotate-key"]).data();
+    assert_eq!((&rotated["type"], &rotated["node_id"]), (&json!("rotate_key_ok"), &json!(1)));
+    assert_ne!(rotated["public_key"], before);
+    assert_eq!(pair.a.json(&["info"]).data()["public_key"], rotated["public_key"]);
+    assert_eq!(pair.b.json(&["lookup", "1"]).data()["public_key"], rotated["public_key"]);
+}
+
+#[test]
+fn prefer_direct_and_deregister_have_their_keys() {
+    let pair = Pair::public();
+    let data = pair.a.json(&["prefer-direct", "agent-beta"]).data();
+    for key in
+        ["had_tunnel", "node_id", "pila_pushed", "resolve_error", "was_relay_active", "was_relay_pinned"]
+    {
+        assert!(data.get(key).is_some(), "{key}: {data}");
+    }
+    assert_eq!((&data["node_id"], &data["resolve_error"]), (&json!(2), &json!("")));
+    assert_eq!(pair.a.json(&["deregister"]).data(), json!({"type": "deregister_ok"}));
+}

@@ -38,10 +38,11 @@ impl Pair {
         let at = rendezvous
             .json(&["rendezvous", "start", "--registry-addr=127.0.0.1:0", "--beacon-addr=127.0.0.1:0"])
             .data();
-        let (registry, beacon) = (at["registry_addr"].as_str().unwrap(), at["beacon_addr"].as_str().unwrap());
+        let text = |key: &str| at[key].as_str().expect("an address").to_owned();
+        let (registry, beacon) = (text("registry_addr"), text("beacon_addr"));
         let node = |name: &str, address: &str| {
             let home = Home::new();
-            let mut args = vec!["daemon", "start", "--registry", registry, "--beacon", beacon];
+            let mut args = vec!["daemon", "start", "--registry", &registry, "--beacon", &beacon];
             args.extend(["--listen", "127.0.0.1:0", "--hostname", name]);
             args.extend(flags);
             assert_eq!(home.json(&args).data()["address"], address);

@@ -105,7 +105,13 @@ fn a_private_peer_is_not_reached_without_trust() {
     ] {
         let error = pair.a.json(command).error();
         assert_eq!(error["code"], "trust_required", "{command:?}");
+        assert_eq!(error["message"], "refusing tunnel to private node 0:0000.0000.0002 without trust");
         assert_eq!(error["hint"], "run: pilotctl handshake 0:0000.0000.0002");
+        let unknown = pair.a.json(&[&[command[0], "99"], &command[2..]].concat()).error();
+        assert_eq!(unknown["code"], "trust_required", "{command:?}");
+        let message = unknown["message"].as_str().unwrap();
+        assert!(message.starts_with("cannot look up peer 0:0000.0000.0063 (registry: "), "{message}");
+        assert!(message.ends_with("); refusing tunnel to untrusted node"), "{message}");
     }
     let ran = pair.a.json(&["ping", "2", "--no-auto-handshake", "--count=1"]);
     assert_eq!(ran.data_of(1)["summary"]["received"], 0, "without the question the dial fails all the same");

@@ -242,3 +242,25 @@ fn their_cli_sends_traffic_through_our_daemon() {
 fn our_cli_sends_traffic_through_their_daemon() {
     traffic_commands(Make::Reference);
 }
+
+#[test]
+fn our_cli_subscribes_and_publishes_at_their_broker() {
+    let lab = Lab::new();
+    let a = lab.daemon(Make::Ours, "alpha", &[]);
+    let b = lab.daemon(Make::Reference, "beta", &[]);
+    lab.trust(&a, &b);
+    let listening =
+        a.ctl_spawn(Make::Ours, &["subscribe", "beta", "news", "--count", "1", "--timeout", "20s", "--json"]);
+    let mut listening = Some(listening);
+    // A subscription is not acknowledged: publish until it has its event.
+    wait_until("an event arrives", Duration::from_secs(20), || {
+        let said = a.ctl(Make::Ours, &["publish", "beta", "news", "--data", "hello"]).data();
+        assert_eq!(said, serde_json::json!({"bytes": 5, "target": b.address(), "topic": "news"}));
+        listening.as_mut().is_some_and(|child| child.try_wait().expect("a child of ours").is_some())
+    });
+    let out = listening.take().expect("there").wait_with_output().expect("subscribe ended");
+    let value: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    let expected =
+        serde_json::json!({"events": [{"bytes": 5, "data": "hello", "topic": "news"}], "timeout": false});
+    assert_eq!(value["data"], expected);
+}

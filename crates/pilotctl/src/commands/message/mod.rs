@@ -145,7 +145,7 @@ fn reply_target(dir: &Path, given: &str) -> Result<String, CliError> {
 }
 
 /// Whether there is an encrypted session with the peer already.
-async fn has_session(reach: &Reach) -> bool {
+async fn has_session(reach: &Reach<'_>) -> bool {
     let Ok(info) = reach.client.info().await else { return true };
     let node = u64::from(reach.peer.addr.node);
     info["node_id"].as_u64() == Some(node)
@@ -171,7 +171,7 @@ fn unix_nanos() -> u64 {
 
 struct Job<'a> {
     ctx: &'a Ctx,
-    reach: &'a Reach,
+    reach: &'a Reach<'a>,
     ty: FrameType,
     data: Bytes,
     reply_to: Option<String>,
