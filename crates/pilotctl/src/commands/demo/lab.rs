@@ -71,6 +71,8 @@ impl Lab {
     fn command(&self, who: &str, args: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         command.args(args).env_clear().env("HOME", self.home(who)).current_dir(&self.dir);
+        // For the progress bar.
+        command.envs(std::env::var_os("TERM").map(|term| ("TERM", term)));
         // A group of its own: Ctrl-C reaches only the demo, which then stops things in order.
         command.process_group(0).kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

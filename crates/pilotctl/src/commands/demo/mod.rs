@@ -68,11 +68,12 @@ async fn demo(ctx: &Ctx, args: &Args) -> CliResult {
     if args.on("keep") && result.is_ok() {
         return keep(ctx, lab, &report, begun);
     }
+    let cleaning = Instant::now();
     let cleaned = lab.clean().await;
     result?;
     cleaned?;
+    report.step("clean-up", cleaning.elapsed(), "processes stopped, folder removed")?;
     let total = begun.elapsed();
-    report.step("clean-up", Duration::ZERO, "processes stopped, folder removed")?;
     let steps = report.steps.take();
     ctx.emit(json!({"steps": steps, "total_ms": total.as_millis() as u64}), |style| {
         format!("{} in {:.1} s", style.bold("All of it"), total.as_secs_f64())
