@@ -211,6 +211,28 @@ fn a_file_arrives_verified() {
 }
 
 #[test]
+fn a_file_is_sent_from_where_an_earlier_attempt_ended() {
+    let pair = Pair::public();
+    let contents = noise(1_000_000);
+    let path = pair.a.path().join("f1.bin");
+    std::fs::write(&path, &contents).unwrap();
+    let send = || pair.a.json(&["send-file", "2", path.to_str().unwrap()]).data();
+    let sha256 = send()["sha256"].as_str().unwrap().to_owned();
+    // What a broken attempt leaves: the beginning, under the transfer's id.
+    let partial = pair.b.file("received/.partial").join(&sha256[..32]);
+    std::fs::create_dir_all(partial.parent().unwrap()).unwrap();
+    std::fs::write(&partial, &contents[..600_000]).unwrap();
+    let listed = pair.b.json(&["received"]).data();
+    assert_eq!((&listed["total"], &listed["partial"][0]["bytes"]), (&json!(1), &json!(600_000)));
+    let resumed = send();
+    assert_eq!((&resumed["bytes_resumed"], &resumed["bytes_sent"]), (&json!(600_000), &json!(400_000)));
+    assert_eq!((&resumed["bytes"], &resumed["verified"]), (&json!(1_000_000), &json!(true)));
+    let file =
+        pair.b.json(&["received", "--limit", "1"]).data()["files"][0]["path"].as_str().unwrap().to_owned();
+    assert!(std::fs::read(file).unwrap() == contents);
+}
+
+#[test]
 fn what_is_no_file_is_refused_before_anything_is_sent() {
     let pair = Pair::public();
     let error = pair.a.json(&["send-file", "2", "/nonexistent"]).error();
