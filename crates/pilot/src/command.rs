@@ -54,6 +54,8 @@ pub(crate) enum Command {
     ReplyWindow(NodeId),
     Forget(NodeId),
     Status(oneshot::Sender<EngineStatus>),
+    /// Answered when what was asked before has left the node.
+    Flush(oneshot::Sender<()>),
     /// Close everything in order, then stop; answered when stopped.
     Shutdown(Option<oneshot::Sender<()>>),
 }

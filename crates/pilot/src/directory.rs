@@ -103,7 +103,19 @@ impl Shared {
 
     /// The registry's record of a node.
     pub(crate) async fn lookup(&self, node: NodeId) -> Answer {
-        self.ask_once("lookup", node, || json!({"type": "lookup", "node_id": node})).await
+        self.ask_once("lookup", node, || self.lookup_request(node)).await
+    }
+
+    /// A `lookup`. References send the bare id; a registry that keeps private records from strangers needs to know
+    /// who asks (spec 05 section 4.4). The same goes for names and trust below.
+    pub(crate) fn lookup_request(&self, node: NodeId) -> Value {
+        let (own, identity) = self.state(|s| (s.node, s.identity.clone()));
+        json!({
+            "type": "lookup",
+            "node_id": node,
+            "requester_id": own,
+            "signature": identity.sign_text(&challenge::pair("lookup", own, node)),
+        })
     }
 
     /// The key the registry has for a node.
@@ -205,7 +217,6 @@ impl Shared {
             return Ok(answer);
         }
         let (own, identity) = self.state(|s| (s.node, s.identity.clone()));
-        // References send the name alone; a registry that keeps names from strangers needs to know who asks.
         let request = json!({
             "type": "resolve_hostname",
             "hostname": hostname,
@@ -228,13 +239,22 @@ impl Shared {
             }
             knocks.put(node, false, KNOCK_PAUSE);
         }
-        let own = self.node();
-        let request = json!({"type": "check_trust", "node_id": own, "peer_id": node});
-        if let Ok(answer) = self.registry.request(request).await
-            && answer["trusted"] == true
-        {
+        if self.registry_trusts(node).await == Ok(true) {
             self.command(Command::Admit(node, Instant::now() + ADMISSION));
         }
+    }
+
+    /// Whether the registry knows of trust between this node and another.
+    pub(crate) async fn registry_trusts(&self, node: NodeId) -> Result<bool, RegistryError> {
+        let (own, identity) = self.state(|s| (s.node, s.identity.clone()));
+        let request = json!({
+            "type": "check_trust",
+            "node_id": own,
+            "peer_id": node,
+            "requester_id": own,
+            "signature": identity.sign_text(&challenge::pair("check_trust", own, node)),
+        });
+        Ok(self.registry.request(request).await?["trusted"] == true)
     }
 }
 

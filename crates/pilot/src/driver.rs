@@ -83,6 +83,7 @@ pub(crate) struct Driver {
     blocked: Option<(Transmit, usize)>,
     deadline: Option<Instant>,
     accept_queue_drops: u64,
+    flushing: Vec<oneshot::Sender<()>>,
     stopping: Option<(Instant, Vec<oneshot::Sender<()>>)>,
 }
 
@@ -107,6 +108,7 @@ impl Driver {
             blocked: None,
             deadline: None,
             accept_queue_drops: 0,
+            flushing: Vec::new(),
             stopping: None,
         }
     }
@@ -131,7 +133,13 @@ impl Driver {
                 self.engine.handle_timeout(now);
             }
             let stuck = self.blocked;
-            busy |= self.transmit();
+            let more = self.transmit();
+            busy |= more;
+            if !more && self.blocked.is_none() {
+                for reply in self.flushing.drain(..) {
+                    let _ = reply.send(());
+                }
+            }
             // "Writable" does not always mean that there is room (an error counts as writable, too).
             let stuck = stuck.is_some() && self.blocked == stuck;
             if let Some((until, replies)) = &mut self.stopping
@@ -319,6 +327,7 @@ impl Driver {
                     ports: self.engine.ports(),
                 });
             }
+            Command::Flush(reply) => self.flushing.push(reply),
             Command::Shutdown(reply) => {
                 let (_, replies) = self.stopping.get_or_insert_with(|| (now + GOODBYE, Vec::new()));
                 replies.extend(reply);

@@ -49,6 +49,7 @@ pub(crate) struct Polling {
     /// A poll in flight; the time the last one began.
     last: tokio::sync::Mutex<Option<Instant>>,
     notices: Mutex<Option<(f64, Instant)>>,
+    /// A lane has become empty, or a message of a peer has been handled.
     lane_done: Notify,
 }
 
@@ -118,6 +119,8 @@ impl Shared {
                     }
                 }
                 Action::TearDown(node) => {
+                    // A peer that ended trust waits for our close of its message.
+                    let _ = timeout(LINGER, self.served(node)).await;
                     self.directory.forget(node);
                     self.command(Command::Forget(node));
                 }
@@ -134,6 +137,19 @@ impl Shared {
             // Registered before the look, so that no end is missed.
             done.as_mut().enable();
             if !lock(&self.trust.lanes).contains_key(&node) {
+                return;
+            }
+            done.await;
+        }
+    }
+
+    /// Waits until no message of a peer is being handled.
+    async fn served(&self, node: NodeId) {
+        loop {
+            let done = self.trust.polling.lane_done.notified();
+            tokio::pin!(done);
+            done.as_mut().enable();
+            if !lock(&self.trust.serving).contains_key(&node) {
                 return;
             }
             done.await;
@@ -198,8 +214,11 @@ impl Shared {
             let (mut reader, mut writer) = stream.split();
             writer.write(Bytes::from(bytes)).await.map_err(|e| e.to_string())?;
             written = true;
-            writer.close();
-            // The peer's answer to our close: it has the message, and tearing the tunnel down loses nothing.
+            // The peer's close answers ours: the message is there, and tearing the tunnel down loses nothing. A
+            // node of our kind closes when it has acted on the message, so that what we do next comes after it.
+            if !writer.finish() {
+                writer.close();
+            }
             while reader.read().await.is_some() {}
             Ok(())
         };
@@ -254,6 +273,7 @@ impl Shared {
 
     async fn serve_handshake(self: &Arc<Self>, mut stream: Stream) {
         let transport = stream.remote().node;
+        let _serving = Serving::new(self.clone(), transport);
         let mut bytes = Vec::new();
         let message = timeout(MESSAGE, async {
             loop {
@@ -275,6 +295,8 @@ impl Shared {
             Err(refusal) => tracing::debug!(transport, %refusal, "handshake message dropped"),
         }
         let _ = timeout(LINGER, async { while stream.read().await.is_some() {} }).await;
+        drop(stream);
+        self.ask(Command::Flush).await;
     }
 
     async fn received(self: &Arc<Self>, message: Incoming) -> Result<(), Refusal> {
@@ -402,6 +424,29 @@ impl Shared {
             self.registry.request(acknowledge).await?;
         }
         Ok(())
+    }
+}
+
+/// Counts the messages of a peer that are being handled.
+struct Serving(Arc<Shared>, NodeId);
+
+impl Serving {
+    fn new(shared: Arc<Shared>, node: NodeId) -> Serving {
+        *lock(&shared.trust.serving).entry(node).or_default() += 1;
+        Serving(shared, node)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let mut serving = lock(&self.0.trust.serving);
+        if let Some(count) = serving.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                serving.remove(&self.1);
+            }
+        }
+        self.0.trust.polling.lane_done.notify_waiters();
     }
 }
 

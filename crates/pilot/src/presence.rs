@@ -158,7 +158,7 @@ impl Shared {
                 );
             }
         }
-        requests.insert(settings, json!({"type": "lookup", "node_id": node}));
+        requests.insert(settings, self.lookup_request(node));
         let mut sent = 0;
         for batch in requests.chunks(BATCH) {
             let answers = match self.registry.batch(batch).await {

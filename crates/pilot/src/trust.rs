@@ -9,6 +9,7 @@ use pilot_proto::crypto::Identity;
 use pilot_proto::trust::{Action, Approved, Config, Outcome, Requested, Trust};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, broadcast};
@@ -93,6 +94,10 @@ pub(crate) struct TrustState {
     outcomes: broadcast::Sender<(NodeId, Outcome)>,
     /// Network actions per peer, in order; a peer is in the map while its worker runs.
     pub(crate) lanes: Mutex<HashMap<NodeId, VecDeque<Action>>>,
+    /// Peers whose direct messages are being handled, and how many.
+    pub(crate) serving: Mutex<HashMap<NodeId, usize>>,
+    /// How often a peer became trusted.
+    grants: AtomicU64,
     /// Peers a request is being sent to.
     sending: Mutex<HashSet<NodeId>>,
     pub(crate) polling: crate::handshake::Polling,
@@ -133,6 +138,8 @@ impl TrustState {
             saving: tokio::sync::Mutex::default(),
             outcomes: broadcast::Sender::new(OUTCOMES),
             lanes: Mutex::default(),
+            serving: Mutex::default(),
+            grants: AtomicU64::new(0),
             sending: Mutex::default(),
             polling: crate::handshake::Polling::default(),
             warning: Mutex::new(warning),
@@ -196,7 +203,12 @@ impl Shared {
 
     fn act(self: &Arc<Self>, action: Action) {
         match action {
-            Action::SetTrusted(node, trusted) => self.command(Command::Trusted(node, trusted)),
+            Action::SetTrusted(node, trusted) => {
+                if trusted {
+                    self.trust.grants.fetch_add(1, Ordering::Relaxed);
+                }
+                self.command(Command::Trusted(node, trusted));
+            }
             Action::Publish(name, data) => self.publish(name, data),
             Action::Save => self.trust.dirty.notify_one(),
             Action::Wake(node, outcome) => drop(self.trust.outcomes.send((node, outcome))),
@@ -254,9 +266,25 @@ impl Shared {
         self.with_trust(|trust| trust.peer_key_known(node, &key));
     }
 
+    /// The registry says that a peer withdrew its trust. The notice may have been overtaken by a new handshake,
+    /// so it counts only if the registry still sees no trust once we have said all we have to say.
     pub(crate) fn trust_revoked_at_registry(self: &Arc<Self>, peer: NodeId) {
-        self.directory.forget(peer);
-        self.with_trust(|trust| trust.revoked_at_registry(peer));
+        let shared = self.clone();
+        self.spawn(async move {
+            loop {
+                shared.lane_idle(peer).await;
+                let grants = shared.trust.grants.load(Ordering::Relaxed);
+                // A request of ours that is under way is no trust, and stands.
+                if !shared.trust.is_trusted(peer) || shared.registry_trusts(peer).await == Ok(true) {
+                    return;
+                }
+                if grants == shared.trust.grants.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+            shared.directory.forget(peer);
+            shared.with_trust(|trust| trust.is_trusted(peer) && trust.revoked_at_registry(peer));
+        });
     }
 
     // ---- what the user decides ---------------------------------------------------------------------------

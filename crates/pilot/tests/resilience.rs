@@ -1,5 +1,7 @@
 //! What goes wrong in practice: peers that restart, lost files, dials given up, a registry without extensions.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use bytes::Bytes;
