@@ -10,8 +10,12 @@ use serde_json::json;
 
 impl Trust {
     /// Asks a peer for trust. The caller delivers the message and tells the user how that went.
+    ///
+    /// A peer that we trust but that is not known to trust us (it approved nothing yet, or our key changed since) is
+    /// asked as well.
     pub fn request(&mut self, now_unix: u64, node: NodeId, justification: &str) -> Requested {
-        if self.is_trusted(node) {
+        let mutual = |node| self.trusted.get(&node).is_none_or(|t| t.mutual);
+        if self.is_trusted(node) && mutual(node) {
             return Requested::AlreadyTrusted;
         }
         self.revoked.remove(&node);

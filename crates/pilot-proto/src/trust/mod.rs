@@ -392,8 +392,14 @@ impl Trust {
         self.check_key(node, Some(key));
     }
 
-    /// Own node id and key after registration, recovery or rotation.
+    /// Own node id and key after registration, recovery or rotation. Peers drop their trust in a key that changed
+    /// (spec 06 section 2.9), so after a rotation nobody is known to trust us, and nothing was said with the new key.
     pub fn set_identity(&mut self, node: NodeId, identity: Arc<Identity>) {
+        if identity.public_key() != self.config.identity.public_key() {
+            self.trusted.values_mut().for_each(|trusted| trusted.mutual = false);
+            self.sent.clear();
+            self.save();
+        }
         self.config.node = node;
         self.config.identity = identity;
     }

@@ -93,19 +93,23 @@ async fn handshake(ctx: &Ctx, args: &Args) -> CliResult {
     if info["node_id"].as_u64() == Some(u64::from(node)) {
         return Err(CliError::invalid(format!("node {node} is this node itself; it needs no trust")));
     }
-    if is_trusted(&client, node).await == Some(true) {
-        return done(
-            ctx,
-            node,
-            "already_trusted",
-            format!("already trusted with node {node} — ready to communicate"),
-        );
+    // Our daemon says by itself when there is nothing to ask for: the peer may have dropped its half of the trust.
+    // The reference says "sent" whatever it did.
+    let ours = info["features"].as_array().is_some_and(|f| f.iter().any(|f| f == "half_close"));
+    let already = || {
+        done(ctx, node, "already_trusted", format!("already trusted with node {node} — ready to communicate"))
+    };
+    if !ours && is_trusted(&client, node).await == Some(true) {
+        return already();
     }
     let waiting = ctx.spinner(&format!("sending handshake to node {node}"));
     ctx.note(&format!("sending handshake to node {node}..."));
     let answer =
         client.handshake(node, args.pos(1).unwrap_or_default()).await.map_err(daemon_error("handshake"))?;
     drop(waiting);
+    if answer["trusted"] == true {
+        return already();
+    }
     let status = answer["status"].as_str().unwrap_or("sent").to_owned();
     let Some(limit) = wait else {
         let mut data = answer;

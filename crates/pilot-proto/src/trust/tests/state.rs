@@ -38,6 +38,18 @@ fn a_request_to_a_trusted_node_or_oneself_does_nothing() {
 }
 
 #[test]
+fn after_a_key_rotation_a_trusted_peer_is_asked_again() {
+    let mut me = trust(ME);
+    make_trusted(&mut me, PEER, NOW);
+    assert_eq!(me.request(NOW, PEER, ""), Requested::AlreadyTrusted);
+    let rotated = Identity::from_seed([99; 32]).expect("every seed is a key");
+    me.set_identity(ME, Arc::new(rotated));
+    assert!(me.is_trusted(PEER), "our own trust does not depend on our key");
+    let Requested::Send(delivery) = me.request(NOW + 1, PEER, "") else { panic!("the peer must be asked") };
+    assert!(!delivery.relay_also, "the new key signs a message the peer has not seen");
+}
+
+#[test]
 fn a_request_ends_the_cool_down() {
     let mut me = trust(ME);
     make_trusted(&mut me, PEER, NOW);
