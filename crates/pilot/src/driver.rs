@@ -31,6 +31,10 @@ const OUTPUTS: usize = 256;
 const READ_CREDIT: usize = 1024 * 1024;
 /// Pause before trying again a send that found no room although there should be some.
 const STUCK: Duration = Duration::from_millis(1);
+/// Stream bytes after which memory is given back once no stream is left.
+const TIDY_BYTES: usize = 4 * 1024 * 1024;
+/// Time without a stream before that.
+const TIDY_DELAY: Duration = Duration::from_secs(1);
 /// Time streams get to say goodbye when the node stops.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -83,6 +87,9 @@ pub(crate) struct Driver {
     blocked: Option<(Transmit, usize)>,
     deadline: Option<Instant>,
     accept_queue_drops: u64,
+    /// Stream bytes since memory was last given back, and when to do it next.
+    moved: usize,
+    tidy_at: Option<Instant>,
     flushing: Vec<oneshot::Sender<()>>,
     stopping: Option<(Instant, Vec<oneshot::Sender<()>>)>,
 }
@@ -108,6 +115,8 @@ impl Driver {
             blocked: None,
             deadline: None,
             accept_queue_drops: 0,
+            moved: 0,
+            tidy_at: None,
             flushing: Vec::new(),
             stopping: None,
         }
@@ -156,11 +165,9 @@ impl Driver {
                 tokio::task::coop::consume_budget().await;
                 continue;
             }
-            let deadline = match (&self.stopping, self.deadline) {
-                (Some((until, _)), Some(at)) => Some((*until).min(at)),
-                (Some((until, _)), None) => Some(*until),
-                (None, at) => at,
-            };
+            self.tidy(now);
+            let stop = self.stopping.as_ref().map(|(until, _)| *until);
+            let deadline = [self.deadline, self.tidy_at, stop].into_iter().flatten().min();
             let deadline = match deadline {
                 at if !stuck => at,
                 at => Some(at.map_or(now + STUCK, |at| at.min(now + STUCK))),
@@ -190,6 +197,17 @@ impl Driver {
             if let Some(command) = command {
                 self.command(Instant::now(), command);
             }
+        }
+    }
+
+    /// Gives memory back when the streams that needed it have been gone for a while.
+    fn tidy(&mut self, now: Instant) {
+        if !self.conns.is_empty() || self.moved < TIDY_BYTES {
+            self.tidy_at = None;
+        } else if *self.tidy_at.get_or_insert(now + TIDY_DELAY) <= now {
+            self.tidy_at = None;
+            self.moved = 0;
+            tokio::task::spawn_blocking(crate::platform::release_memory);
         }
     }
 
@@ -358,6 +376,7 @@ impl Driver {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         while let Some(data) = conn.unsent.pop_front() {
             let len = data.len();
+            self.moved = self.moved.saturating_add(len);
             match self.engine.write(now, id, data) {
                 Ok(rest) => {
                     conn.link.credit.add_permits(len - rest.len());
@@ -401,6 +420,7 @@ impl Driver {
                 return;
             };
             let len = bytes.len();
+            self.moved = self.moved.saturating_add(len);
             match conn.received.as_ref().map(|r| r.send(bytes)) {
                 Some(Ok(())) => conn.held += len,
                 _ => self.engine.consumed(now, id, len),
@@ -501,7 +521,7 @@ impl Driver {
     }
 
     fn local_port(&self, id: ConnId) -> u16 {
-        self.engine.connections().iter().find(|c| c.id == id.0).map_or(0, |c| c.local_port)
+        self.engine.describe(id).map_or(0, |conn| conn.local_port)
     }
 
     /// A handle for a connection of the engine; `None` if the node is going away.

@@ -75,3 +75,13 @@ pub(crate) fn next_error(socket: BorrowedFd<'_>) -> io::Result<Option<SocketAddr
         matches!(found, Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN));
     Ok(name.as_socket().filter(|_| unreachable))
 }
+
+/// Gives free memory back to the system; the allocator keeps the most it ever needed otherwise. Takes milliseconds.
+#[allow(unsafe_code)]
+pub(crate) fn release_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim has no preconditions and takes the allocator's own locks.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

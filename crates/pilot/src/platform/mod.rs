@@ -6,9 +6,9 @@ mod linux;
 mod macos;
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{grow_buffers, next_error};
+pub(crate) use linux::{grow_buffers, next_error, release_memory};
 #[cfg(not(target_os = "linux"))]
-pub(crate) use macos::{grow_buffers, next_error};
+pub(crate) use macos::{grow_buffers, next_error, release_memory};
 
 use std::net::Ipv4Addr;
 
