@@ -3,8 +3,11 @@
 //! `cargo fuzz run TARGET` (in `fuzz/`) explores; the corpora in `fuzz/corpus/TARGET/` are replayed by the
 //! normal tests of this crate. A target panics when it finds a bug and returns otherwise.
 
+mod engine;
+mod input;
 mod local;
 mod services;
+mod stream;
 mod wire;
 
 /// A fuzz target: its name (also the name of its corpus) and what it does with one input.
@@ -21,6 +24,13 @@ pub const TARGETS: &[Target] = &[
     ("handshake", services::handshake),
     ("trust_file", services::trust_file),
     ("ipc", local::ipc),
+    ("identity_file", pilot::fuzzing::identity_file),
+    ("config_file", local::config_file),
+    ("registry", pilot_rendezvous::fuzzing::registry),
+    ("beacon_server", pilot_rendezvous::fuzzing::beacon),
+    ("registry_client", pilot::fuzzing::registry_answers),
+    ("stream", stream::stream),
+    ("engine", engine::engine),
 ];
 
 /// Runs one input through a target.

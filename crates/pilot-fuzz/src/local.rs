@@ -1,7 +1,10 @@
-//! The daemon's socket.
+//! The daemon's socket and its configuration file.
 
+use pilot_daemon::config::{ConfigFile, Env, Settings};
 use pilot_ipc::frame::Decoder;
 use pilot_ipc::request::Request;
+use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Frames from a local client, and the requests in them.
 pub fn ipc(input: &[u8]) {
@@ -15,5 +18,16 @@ pub fn ipc(input: &[u8]) {
                 assert_eq!(request, again);
             }
         }
+    }
+}
+
+/// A configuration file and the settings it makes.
+pub fn config_file(input: &[u8]) {
+    let Ok(file) = ConfigFile::parse(Path::new("config.json"), input) else { return };
+    let env = Env::from_pairs([("HOME".to_owned(), "/home/agent".to_owned())]);
+    let settings = Settings::new(BTreeMap::new(), &env, &file);
+    let _ = settings.notices();
+    if let Ok(daemon) = settings.daemon("127.0.0.1:9000", None) {
+        assert!(daemon.node.tags.len() <= 10);
     }
 }

@@ -39,6 +39,9 @@ mod beacon;
 mod clock;
 mod config;
 mod conn;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod limits;
 mod push;
 mod registry;

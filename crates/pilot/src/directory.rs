@@ -11,10 +11,11 @@ use pilot_proto::registry::challenge;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::OnceCell;
+use tokio::time::timeout;
 
 /// Entries of each cache.
 const MAX_ENTRIES: usize = 4096;
@@ -30,6 +31,10 @@ const ADMISSION: Duration = Duration::from_secs(60);
 const KNOCK_PAUSE: Duration = Duration::from_secs(2);
 /// Addresses of one node tried directly, at most.
 const MAX_DIRECT: usize = 8;
+/// LAN addresses of one node looked at.
+const MAX_LAN: usize = 64;
+/// Time to look up the name a node gave as its address.
+const NAME_LOOKUP: Duration = Duration::from_secs(5);
 
 /// A map whose entries give way by age when it is full.
 #[derive(Debug)]
@@ -68,6 +73,28 @@ pub(crate) struct Directory {
     names: Mutex<Cache<String, Value>>,
     knocks: Mutex<Cache<NodeId, bool>>,
     asking: InFlight,
+}
+
+/// What a `resolve` answer says about where a node is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Place<'a> {
+    relay_only: bool,
+    /// `host:port` or `ip:port`; empty only if `relay_only`.
+    real: &'a str,
+    lan: Vec<SocketAddrV4>,
+}
+
+impl<'a> Place<'a> {
+    pub(crate) fn of(node: NodeId, answer: &'a Value) -> Result<Place<'a>, String> {
+        let relay_only = answer["relay_only"] == true;
+        let real = answer["real_addr"].as_str().unwrap_or_default();
+        if real.is_empty() && !relay_only {
+            return Err(format!("node {node} has no real address"));
+        }
+        let lan = answer["lan_addrs"].as_array().into_iter().flatten();
+        let lan = lan.filter_map(|at| at.as_str()?.parse().ok()).take(MAX_LAN).collect();
+        Ok(Place { relay_only, real, lan })
+    }
 }
 
 impl Directory {
@@ -179,12 +206,10 @@ impl Shared {
     }
 
     async fn read_route(&self, node: NodeId, answer: &Value) -> Result<Route, String> {
-        if self.config.relay_only || answer["relay_only"] == true {
+        let place = Place::of(node, answer)?;
+        if self.config.relay_only || place.relay_only {
             return Ok(Route { direct: Vec::new(), relay_only: true });
         }
-        let Some(real) = answer["real_addr"].as_str().filter(|a| !a.is_empty()) else {
-            return Err(format!("node {node} has no real address"));
-        };
         let mut direct = Vec::new();
         let mut add = |at: SocketAddr| {
             let ours = at.is_ipv4() || self.bound.is_ipv6();
@@ -192,18 +217,19 @@ impl Shared {
                 direct.push(at);
             }
         };
-        let real: Option<SocketAddr> = match real.parse() {
+        let real: Option<SocketAddr> = match place.real.parse() {
             Ok(at) => Some(at),
-            Err(_) => tokio::net::lookup_host(real).await.ok().and_then(|mut all| all.next()),
+            // The name is the peer's own word: its name server may not hold us up.
+            Err(_) => match timeout(NAME_LOOKUP, tokio::net::lookup_host(place.real)).await {
+                Ok(found) => found.ok().and_then(|mut all| all.next()),
+                Err(_) => None,
+            },
         };
         if !real.is_some_and(|at| at.ip().is_loopback()) {
             let own = crate::platform::lan_ips();
-            for lan in answer["lan_addrs"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-                if let Ok(at) = lan.parse::<SocketAddr>()
-                    && let IpAddr::V4(ip) = at.ip()
-                    && own.iter().any(|o| o.octets()[..3] == ip.octets()[..3])
-                {
-                    add(at);
+            for at in place.lan {
+                if own.iter().any(|o| o.octets()[..3] == at.ip().octets()[..3]) {
+                    add(at.into());
                 }
             }
         }

@@ -68,7 +68,7 @@ fn load(path: &Path) -> Result<Option<Identity>, String> {
     parse(&text).map(Some)
 }
 
-fn parse(text: &str) -> Result<Identity, String> {
+pub(crate) fn parse(text: &str) -> Result<Identity, String> {
     let file: File = serde_json::from_str(text)
         .map_err(|e| format!("identity file corrupted: {e}; restore it from a backup or remove it"))?;
     let private = Zeroizing::new(STANDARD.decode(file.private_key.as_bytes()).unwrap_or_default());
@@ -91,14 +91,18 @@ fn parse(text: &str) -> Result<Identity, String> {
     Ok(identity)
 }
 
-/// Writes the identity atomically with mode 0600; symbolic links of the path are followed first.
-pub(crate) fn save(path: &Path, identity: &Identity) -> io::Result<()> {
+/// The file's content.
+pub(crate) fn text(identity: &Identity) -> io::Result<Zeroizing<Vec<u8>>> {
     let mut private = Zeroizing::new([0u8; 64]);
     private[..32].copy_from_slice(identity.seed());
     private[32..].copy_from_slice(identity.public_key());
     let file = File { private_key: STANDARD.encode(&private[..]), public_key: identity.public_key_base64() };
-    let text = Zeroizing::new(serde_json::to_vec_pretty(&file)?);
-    write_atomic(path, &text)
+    Ok(Zeroizing::new(serde_json::to_vec_pretty(&file)?))
+}
+
+/// Writes the identity atomically with mode 0600; symbolic links of the path are followed first.
+pub(crate) fn save(path: &Path, identity: &Identity) -> io::Result<()> {
+    write_atomic(path, &text(identity)?)
 }
 
 /// Replaces the file behind `path` by `bytes`, durable when this returns.

@@ -15,6 +15,9 @@ mod command;
 mod config;
 mod directory;
 mod driver;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 mod identity;
 mod listener;

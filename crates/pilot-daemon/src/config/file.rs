@@ -3,7 +3,7 @@
 use super::keys::{self, Key, Kind};
 use serde_json::{Map, Value};
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -50,16 +50,26 @@ impl ConfigFile {
     /// Reads the file; a missing one is empty. Every known key is checked.
     pub fn load(path: &Path) -> Result<ConfigFile, FileError> {
         let unreadable = |error| FileError::Unreadable { path: path.to_owned(), error };
-        let corrupt = |reason: String| FileError::Corrupt { path: path.to_owned(), reason };
-        let mut file = ConfigFile { path: path.to_owned(), values: Map::new() };
-        match fs::metadata(path) {
-            Ok(meta) if meta.len() > MAX_LEN => return Err(corrupt(format!("larger than {MAX_LEN} bytes"))),
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(file),
+        let mut text = Vec::new();
+        match fs::File::open(path) {
+            // One byte more than allowed, so that a longer file shows; its length alone says nothing of a pipe.
+            Ok(file) => file.take(MAX_LEN + 1).read_to_end(&mut text).map_err(unreadable)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Ok(ConfigFile { path: path.to_owned(), values: Map::new() });
+            }
             Err(e) => return Err(unreadable(e)),
+        };
+        ConfigFile::parse(path, &text)
+    }
+
+    /// The file's content; `path` is where it is from.
+    pub fn parse(path: &Path, text: &[u8]) -> Result<ConfigFile, FileError> {
+        let corrupt = |reason: String| FileError::Corrupt { path: path.to_owned(), reason };
+        if text.len() as u64 > MAX_LEN {
+            return Err(corrupt(format!("larger than {MAX_LEN} bytes")));
         }
-        let text = fs::read(path).map_err(unreadable)?;
-        let values: Value = serde_json::from_slice(&text).map_err(|e| corrupt(e.to_string()))?;
+        let mut file = ConfigFile { path: path.to_owned(), values: Map::new() };
+        let values: Value = serde_json::from_slice(text).map_err(|e| corrupt(e.to_string()))?;
         let Value::Object(values) = values else {
             return Err(corrupt("not a JSON object".to_owned()));
         };
@@ -172,6 +182,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = ConfigFile::load(&dir.path().join("none.json")).unwrap();
         assert!(config.values().is_empty());
+    }
+
+    #[test]
+    fn a_file_is_read_up_to_its_limit_whatever_it_claims_to_be() {
+        // A device has length 0 and no end.
+        let error = ConfigFile::load(Path::new("/dev/zero")).unwrap_err();
+        assert!(error.to_string().ends_with("is corrupt: larger than 1048576 bytes"), "{error}");
     }
 
     #[test]

@@ -22,6 +22,8 @@ mod tests;
 
 pub(crate) use crate::clock::Now;
 pub(crate) use auth::Checked;
+#[cfg(feature = "fuzzing")]
+pub(crate) use auth::claim;
 pub(crate) use handshakes::PING_SECS;
 
 use crate::config::Config;

@@ -273,7 +273,7 @@ impl Client {
 }
 
 /// An answer with the key `error` is an error, whatever its type says (spec 05 section 3).
-fn judge(answer: Map<String, Value>) -> Result<Value, RegistryError> {
+pub(super) fn judge(answer: Map<String, Value>) -> Result<Value, RegistryError> {
     if let Some(error) = answer.get("error") {
         let text = error.as_str().map_or_else(|| error.to_string(), str::to_owned);
         return Err(RegistryError::Refused(text));

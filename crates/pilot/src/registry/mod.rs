@@ -72,3 +72,16 @@ impl Features {
         }
     }
 }
+
+/// Reads answers as they come over a connection, as far as they go.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn answers(mut bytes: &[u8]) -> Vec<Value> {
+    use std::task::{Context, Poll, Waker};
+    let mut answers = Vec::new();
+    loop {
+        let read = std::pin::pin!(frame::read(&mut bytes)).poll(&mut Context::from_waker(Waker::noop()));
+        // A slice is always ready.
+        let Poll::Ready(Ok(Some(answer))) = read else { return answers };
+        answers.extend(client::judge(answer));
+    }
+}

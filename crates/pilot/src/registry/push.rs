@@ -31,6 +31,20 @@ pub(crate) enum Notice {
     Ping,
 }
 
+impl Notice {
+    /// What a frame says; `None`: a kind of a later version.
+    pub(crate) fn of(frame: &Value) -> Option<Notice> {
+        let peer = frame["peer_id"].as_u64().and_then(|id| u32::try_from(id).ok());
+        match (frame["kind"].as_str()?, peer) {
+            ("handshake", _) => Some(Notice::Handshake),
+            ("trust_revoked", Some(peer)) => Some(Notice::TrustRevoked(peer)),
+            ("superseded", _) => Some(Notice::Superseded),
+            ("ping", _) => Some(Notice::Ping),
+            _ => None,
+        }
+    }
+}
+
 impl Push {
     /// Connects and sends `subscribe`, which `request` makes.
     pub(crate) async fn open(client: &Client, request: Value) -> Result<Push, RegistryError> {
@@ -64,14 +78,8 @@ impl Push {
                 Ok(Err(e)) => return Err(e.to_string()),
                 Err(_) => return Err("silent for too long".into()),
             };
-            let peer = frame["peer_id"].as_u64().and_then(|id| u32::try_from(id).ok());
-            match (frame["kind"].as_str(), peer) {
-                (Some("handshake"), _) => return Ok(Notice::Handshake),
-                (Some("trust_revoked"), Some(peer)) => return Ok(Notice::TrustRevoked(peer)),
-                (Some("superseded"), _) => return Ok(Notice::Superseded),
-                (Some("ping"), _) => return Ok(Notice::Ping),
-                // A kind of a later version.
-                _ => {}
+            if let Some(notice) = Notice::of(&frame) {
+                return Ok(notice);
             }
         }
     }
