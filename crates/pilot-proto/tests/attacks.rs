@@ -318,6 +318,40 @@ fn five_decrypt_failures_end_a_session_that_is_three_seconds_old() {
 }
 
 #[test]
+fn a_session_agreed_anew_refuses_what_the_one_before_has_seen() {
+    let take = |net: &mut Net, peer: &mut Scripted, payload: &[u8]| {
+        let frame = peer.datagram(payload);
+        give(net, addr_of(9), &frame);
+        frame
+    };
+    // Both sides keep their tunnel keys, so the cipher key is the same. Ended by forged frames of a stranger:
+    let (mut net, mut peer) = connected();
+    let recorded = take(&mut net, &mut peer, b"pay 5");
+    net.run(4 * SECOND);
+    for _ in 0..5 {
+        let mut forged = recorded.clone();
+        forged[30] ^= 1;
+        give(&mut net, addr_of(66), &forged);
+    }
+    assert!(!net.engine(1).peers()[0].encrypted);
+    give(&mut net, addr_of(9), &peer.pila());
+    give(&mut net, addr_of(66), &recorded);
+    assert_eq!(net.engine(1).drops().replayed, 1);
+    assert_eq!(net.datagrams(1), [b"pay 5".to_vec()], "once");
+    take(&mut net, &mut peer, b"next");
+    assert_eq!(net.datagrams(1), [b"next".to_vec()], "the peer itself is understood");
+
+    // Ended because the peer was idle and removed:
+    net.run(400 * SECOND);
+    assert!(net.engine(1).peers().is_empty());
+    give(&mut net, addr_of(9), &peer.pila());
+    assert!(net.engine(1).peers()[0].encrypted);
+    give(&mut net, addr_of(66), &recorded);
+    assert_eq!(net.engine(1).drops().replayed, 2);
+    assert_eq!(net.datagrams(1), Vec::<Vec<u8>>::new());
+}
+
+#[test]
 fn five_replays_in_a_row_end_a_session_and_one_does_after_a_minute() {
     let (mut net, mut peer) = connected();
     let one = peer.datagram(b"1");

@@ -1,7 +1,7 @@
 //! Key exchange: PILA and PILK in and out, sessions installed, peers' keys looked up (spec 02 sections 6, 7, 11).
 
 use super::peer::{CONFIRM, Peer, Previous, ROUTE_FRESH, ROUTE_PATIENCE, RouteState};
-use super::{Engine, Event, MAX_KEYS, MAX_PEERS, Origin};
+use super::{Engine, Event, MAX_ENDED, MAX_KEYS, MAX_PEERS, Origin};
 use crate::NodeId;
 use crate::crypto;
 use crate::path::Choice;
@@ -162,7 +162,12 @@ impl Engine {
         };
         let mut prefix = [0; 4];
         self.rng.fill_bytes(&mut prefix);
-        let session = Session::new(key, *x25519, authenticated, prefix, now);
+        let mut session = Session::new(key, *x25519, authenticated, prefix, now);
+        if let Some(at) = self.ended.iter().position(|(of, key, _)| *of == node && key == x25519)
+            && let Some((_, _, epochs)) = self.ended.remove(at)
+        {
+            session.resume(epochs);
+        }
         if let Some(replaced) = peer.session.replace(session) {
             let direct = peer.path.direct().filter(|_| peer.path.proven());
             // If the session replaced now was itself never confirmed, the one before it stays.
@@ -293,6 +298,17 @@ impl Engine {
         }
         self.streams.path_changed(now, node);
         self.touch(node);
+    }
+
+    /// Remembers which frames a session has seen that ends although its keys stay.
+    pub(super) fn end_session(&mut self, node: NodeId, session: Option<Session>) {
+        let Some(session) = session else { return };
+        let key = session.peer_key;
+        let Some(epochs) = session.into_epochs() else { return };
+        if self.ended.len() >= MAX_ENDED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back((node, key, epochs));
     }
 
     pub(super) fn abandon(abandoned: &mut VecDeque<[u8; 32]>, key: [u8; 32]) {

@@ -19,6 +19,7 @@ use crate::crypto::{Identity, TunnelSecret};
 use crate::path::Choice;
 use crate::stream::{self, CloseReason, ConnId, ConnStatus, DialError, Ingress, StreamEvent, Streams};
 use crate::tunnel::limits::{Bucket, Marks, RateTable};
+use crate::tunnel::replay::Epochs;
 use crate::wire::addr::Addr;
 use crate::wire::frame::{self, PILA_LEN, PILK_LEN};
 use bytes::Bytes;
@@ -37,6 +38,8 @@ use std::time::{Duration, Instant};
 pub const MAX_PEERS: usize = 65_536;
 /// Ed25519 keys of nodes that are not (yet) peers are forgotten above this number.
 const MAX_KEYS: usize = MAX_PEERS;
+/// Ended sessions whose seen frames are remembered; the oldest is forgotten first.
+const MAX_ENDED: usize = 1024;
 /// Events that may wait for the driver.
 const MAX_EVENTS: usize = 8192;
 /// Bytes of datagrams among them.
@@ -290,6 +293,9 @@ pub struct Engine {
     peers: BTreeMap<NodeId, Peer>,
     keys: BTreeMap<NodeId, [u8; 32]>,
     lookups: BTreeMap<NodeId, Lookup>,
+    /// Frames seen in sessions that ended, oldest first, by peer and its tunnel key. Agreed anew with the same keys, a
+    /// session has the same cipher key: without this, recordings of the old one would pass.
+    ended: VecDeque<(NodeId, [u8; 32], Epochs)>,
     gate: Gate,
     limits: Limits,
     beacon: Beacon,
@@ -337,6 +343,7 @@ impl Engine {
             peers: BTreeMap::new(),
             keys: BTreeMap::new(),
             lookups: BTreeMap::new(),
+            ended: VecDeque::new(),
             gate,
             limits: Limits::default(),
             beacon: Beacon::default(),

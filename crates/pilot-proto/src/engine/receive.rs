@@ -279,12 +279,15 @@ impl Engine {
         }
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if old {
-            peer.previous = None;
-            return;
+            let gone = peer.previous.take().map(|previous| previous.session);
+            return self.end_session(node, gone);
         }
-        peer.session = peer.previous.take().map(|previous| previous.session);
+        let before = peer.previous.take().map(|previous| previous.session);
+        let lost = before.is_none();
+        let gone = std::mem::replace(&mut peer.session, before);
         peer.salvage = Default::default();
-        if peer.session.is_none() {
+        self.end_session(node, gone);
+        if lost {
             self.ask_for_key(now, node, origin);
         }
     }

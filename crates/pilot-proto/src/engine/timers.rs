@@ -187,11 +187,13 @@ impl Engine {
     /// Drops the session and everything known about the way to a peer, and starts anew.
     fn reset_path(&mut self, now: Instant, node: NodeId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        peer.session = None;
-        peer.previous = None;
+        let gone = [peer.session.take(), peer.previous.take().map(|previous| previous.session)];
         peer.salvage = Default::default();
         peer.path.reset();
         peer.route = RouteState::Unknown;
+        for session in gone {
+            self.end_session(node, session);
+        }
         self.want_route(now, node);
         self.request_punch(now, node);
         self.start_exchange(now, node);
@@ -210,7 +212,9 @@ impl Engine {
     /// Forgets everything about a peer but its connections.
     pub(super) fn remove_peer(&mut self, node: NodeId) {
         self.drop_pending(node);
-        let Some(Peer { armed, exchange, .. }) = self.peers.remove(&node) else { return };
+        let Some(Peer { armed, exchange, session, previous, .. }) = self.peers.remove(&node) else { return };
+        self.end_session(node, previous.map(|previous| previous.session));
+        self.end_session(node, session);
         if let Some(at) = armed {
             self.timers.remove(&(at, node));
         }
