@@ -16,6 +16,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Bytes of all files, partial ones included.
 pub const QUOTA: u64 = 2 << 30;
+/// Finished files. Further ones are refused: empty files take no bytes of the quota, but room in the file system.
+pub const MAX_FILES: usize = 10_000;
+/// Partial files, live ones included. The oldest that no transfer holds gives way to a new one.
+pub const MAX_PARTIAL: usize = 256;
 /// Bytes kept free on the disk.
 pub const RESERVE: u64 = 16 << 20;
 /// A transfer that wrote nothing for so long gives way to a new one of the same file.
@@ -56,6 +60,7 @@ pub struct Received {
     dir: PathBuf,
     stamps: Arc<Stamps>,
     quota: u64,
+    max_files: usize,
     take_over_after: Duration,
     private: AtomicU32,
     holds: Mutex<Holds>,
@@ -65,7 +70,15 @@ impl Received {
     /// In `dir`, which is made when the first file comes.
     pub fn new(dir: PathBuf, stamps: Arc<Stamps>) -> Received {
         let (quota, take_over_after) = (QUOTA, TAKE_OVER_AFTER);
-        Received { dir, stamps, quota, take_over_after, private: AtomicU32::new(0), holds: Mutex::default() }
+        Received {
+            dir,
+            stamps,
+            quota,
+            max_files: MAX_FILES,
+            take_over_after,
+            private: AtomicU32::new(0),
+            holds: Mutex::default(),
+        }
     }
 
     /// With other limits than [`QUOTA`] and [`TAKE_OVER_AFTER`].
@@ -84,10 +97,11 @@ impl Received {
     /// A text for the sender, and whether the quota is the cause.
     pub fn store(&self, name: &str, data: &[u8]) -> Result<StoredFile, (String, bool)> {
         let failed = |error: io::Error| (error.to_string(), false);
-        files::create_dir(&self.dir).map_err(failed)?;
+        files::create_dir(&self.dir.join(PARTIAL)).map_err(failed)?;
         // Held while writing, so that two files cannot both take the last room.
         let holds = lock(&self.holds);
         let used = self.used(&holds, None).map_err(failed)?;
+        self.check_count().map_err(|text| (text, true))?;
         let (size, quota) = (data.len() as u64, self.quota);
         if used + size > quota {
             return Err((format!("received-files quota exceeded: {used} + {size} > {quota}"), true));
@@ -110,6 +124,29 @@ impl Received {
         let outstanding =
             holds.iter().filter(|(path, _)| except != Some(path)).map(|(_, hold)| lock(hold).outstanding);
         Ok(used + outstanding.sum::<u64>())
+    }
+
+    /// Refuses a new file when there are too many.
+    fn check_count(&self) -> Result<(), String> {
+        // The directory of partial files is the one too many.
+        let count = fs::read_dir(&self.dir).map_err(|error| error.to_string())?.count();
+        match count > self.max_files {
+            true => Err(format!("receiver disk quota exceeded: {} files are stored", self.max_files)),
+            false => Ok(()),
+        }
+    }
+
+    /// Makes room for one more partial file.
+    fn bound_partials(&self, holds: &Holds, keep: &Path) -> Result<(), String> {
+        let partials = list_dir(&self.dir.join(PARTIAL)).map_err(|error| error.to_string())?;
+        if partials.len() < MAX_PARTIAL || partials.iter().any(|file| file.path == keep) {
+            return Ok(());
+        }
+        // Newest first.
+        let Some(oldest) = partials.iter().rev().find(|file| !holds.contains_key(&file.path)) else {
+            return Err(format!("receiver busy: {MAX_PARTIAL} transfers are under way"));
+        };
+        fs::remove_file(&oldest.path).map_err(|error| error.to_string())
     }
 
     fn free_name(&self, base: &str) -> (String, PathBuf) {
@@ -141,6 +178,8 @@ impl Received {
                 path = partials.join(format!("{}.{number:08x}", hex(id)));
             }
         }
+        self.check_count()?;
+        self.bound_partials(&holds, &path)?;
         let size = init.size;
         let used = self.used(&holds, Some(&path)).map_err(failed)?;
         let available = self.quota.saturating_sub(used);
@@ -399,6 +438,41 @@ mod tests {
         // Only what is written counts now, and a resumption's own part not twice.
         assert!(received.open(&[8; 16], &init(900)).is_ok());
         assert_eq!(received.open(&ID, &init(1000)).unwrap().len(), 100);
+    }
+
+    #[test]
+    fn empty_files_are_bounded_in_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let received = Received::new(dir.path().to_owned(), Arc::default());
+        let received = Arc::new(Received { max_files: 3, ..received });
+        for _ in 0..3 {
+            received.store("empty", b"").unwrap();
+        }
+        let text = "receiver disk quota exceeded: 3 files are stored";
+        assert_eq!(received.store("empty", b"").unwrap_err(), (text.to_owned(), true));
+        assert_eq!(received.open(&ID, &init(0)).unwrap_err(), text);
+        clear(dir.path(), None).unwrap();
+        assert!(received.store("empty", b"").is_ok());
+    }
+
+    #[test]
+    fn abandoned_partial_files_are_bounded_in_number_and_the_oldest_goes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let received = received(dir.path(), 1000);
+        let id = |n: usize| -> TransferId { (n as u128).to_be_bytes() };
+        let live = received.open(&id(0), &init(1)).unwrap();
+        for n in 1..MAX_PARTIAL {
+            drop(received.open(&id(n), &init(0)).unwrap());
+            let file = File::open(dir.path().join(PARTIAL).join(hex(&id(n)))).unwrap();
+            file.set_modified(UNIX_EPOCH + Duration::from_secs(n as u64)).unwrap();
+        }
+        drop(received.open(&id(MAX_PARTIAL), &init(0)).unwrap());
+        let there = |n: usize| dir.path().join(PARTIAL).join(hex(&id(n))).exists();
+        assert!(there(0), "a live transfer's stays");
+        assert!(!there(1), "the oldest");
+        assert!(there(2) && there(MAX_PARTIAL));
+        assert_eq!(list(dir.path(), None).unwrap().partial.len(), MAX_PARTIAL);
+        drop(live);
     }
 
     #[test]
