@@ -28,6 +28,10 @@ const MESSAGE: Duration = Duration::from_secs(10);
 const LINGER: Duration = Duration::from_millis(500);
 /// Messages handled at the same time.
 const SERVING: usize = 64;
+/// Messages of one peer handled at the same time; further connections are closed.
+const SERVING_PEER: usize = 8;
+/// Reads one message may take. Each looks at all bytes so far; 64 KiB in segments of 1,152 bytes are 57.
+const MAX_READS: usize = 128;
 /// Peers that actions are carried out for at the same time.
 const WORKING: usize = 32;
 /// Least time between polls that users or beacons cause.
@@ -262,21 +266,25 @@ impl Shared {
     pub(crate) async fn serve_handshakes(self: Arc<Self>, mut listener: Listener) {
         let room = Arc::new(Semaphore::new(SERVING));
         while let Some(stream) = listener.accept().await {
+            // Before the room for all is used: one peer must not take it.
+            let Some(serving) = Serving::new(self.clone(), stream.remote().node) else {
+                stream.close();
+                continue;
+            };
             let Ok(permit) = room.clone().acquire_owned().await else { return };
             let shared = self.clone();
             self.spawn(async move {
                 let _permit = permit;
-                shared.serve_handshake(stream).await;
+                shared.serve_handshake(stream, serving).await;
             });
         }
     }
 
-    async fn serve_handshake(self: &Arc<Self>, mut stream: Stream) {
+    async fn serve_handshake(self: &Arc<Self>, mut stream: Stream, _serving: Serving) {
         let transport = stream.remote().node;
-        let _serving = Serving::new(self.clone(), transport);
         let mut bytes = Vec::new();
         let message = timeout(MESSAGE, async {
-            loop {
+            for _ in 0..MAX_READS {
                 let Some(more) = stream.read().await else { return Err(Refusal::Incomplete) };
                 bytes.extend_from_slice(&more);
                 match self.with_trust(|trust| trust.examine(unix_now(), transport, &bytes)) {
@@ -284,6 +292,7 @@ impl Shared {
                     result => return result,
                 }
             }
+            Err(Refusal::Incomplete)
         });
         let result = match message.await {
             Ok(Ok(message)) => self.received(message).await,
@@ -431,9 +440,17 @@ impl Shared {
 struct Serving(Arc<Shared>, NodeId);
 
 impl Serving {
-    fn new(shared: Arc<Shared>, node: NodeId) -> Serving {
-        *lock(&shared.trust.serving).entry(node).or_default() += 1;
-        Serving(shared, node)
+    /// `None`: there are [`SERVING_PEER`] already.
+    fn new(shared: Arc<Shared>, node: NodeId) -> Option<Serving> {
+        {
+            let mut serving = lock(&shared.trust.serving);
+            let count = serving.entry(node).or_default();
+            if *count >= SERVING_PEER {
+                return None;
+            }
+            *count += 1;
+        }
+        Some(Serving(shared, node))
     }
 }
 

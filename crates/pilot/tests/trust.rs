@@ -116,3 +116,46 @@ async fn trust_survives_a_restart_and_belongs_to_its_registry() {
     serve_echo(b.listen(7).await.unwrap());
     within(a.dial(b.address(), 7)).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_peer_cannot_hold_the_handshake_port_for_itself() {
+    let server = rendezvous().await;
+    let a = node(config(&server)).await;
+    let b = node(NodeConfig { public: true, ..config(&server) }).await;
+    let c = node(config(&server)).await;
+    let mut idle = Vec::new();
+    for _ in 0..8 {
+        idle.push(within(a.dial(b.address(), 444)).await.unwrap());
+    }
+    let began = Instant::now();
+    let mut ninth = within(a.dial(b.address(), 444)).await.unwrap();
+    assert!(within(ninth.read()).await.is_none(), "closed at once");
+    let mut other = within(c.dial(b.address(), 444)).await.unwrap();
+    other.write("no handshake".into()).await.unwrap();
+    assert!(within(other.read()).await.is_none(), "read, and refused");
+    // An idle connection is closed after 10 s.
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_in_tiny_pieces_is_given_up() {
+    let server = rendezvous().await;
+    let a = node(config(&server)).await;
+    let b = node(NodeConfig { public: true, ..config(&server) }).await;
+    let mut stream = within(a.dial(b.address(), 444)).await.unwrap();
+    let began = Instant::now();
+    stream.write("{".into()).await.unwrap();
+    // Spaces before the first key: valid so far, for ever.
+    let (mut reader, mut writer) = stream.split();
+    let mut pieces = tokio::time::interval(Duration::from_millis(5));
+    within(async {
+        loop {
+            tokio::select! {
+                end = reader.read() => break assert_eq!(end, None),
+                _ = pieces.tick() => drop(writer.write(" ".into()).await),
+            }
+        }
+    })
+    .await;
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+}
