@@ -33,8 +33,8 @@ const READ_CREDIT: usize = 1024 * 1024;
 const STUCK: Duration = Duration::from_millis(1);
 /// Stream bytes after which memory is given back once no stream is left.
 const TIDY_BYTES: usize = 4 * 1024 * 1024;
-/// Time without a stream before that; longer than the engine remembers closed connections (TIME_WAIT, 10 s).
-const TIDY_DELAY: Duration = Duration::from_secs(11);
+/// Time without a stream before that.
+const TIDY_DELAY: Duration = Duration::from_secs(2);
 /// Time streams get to say goodbye when the node stops.
 const GOODBYE: Duration = Duration::from_secs(1);
 

@@ -41,6 +41,13 @@ pub use trust::{ApproveOutcome, HandshakeSent, PendingRequest, TrustWait, Truste
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// For a process that is a node and little else, before it starts threads: one memory pool, whose free part a node
+/// gives back to the system when it idles. A pool per thread, the default of glibc, holds on to tens of megabytes
+/// after a bulk transfer and is slower for buffers that cross threads.
+pub fn tune_allocator() {
+    platform::tune_allocator();
+}
+
 /// Fills `out` from the operating system's generator.
 fn random(out: &mut [u8]) -> Result<(), String> {
     aws_lc_rs::rand::fill(out).map_err(|_| "the operating system gives no random numbers".to_owned())

@@ -85,3 +85,15 @@ pub(crate) fn release_memory() {
         libc::malloc_trim(0);
     }
 }
+
+/// See [`crate::tune_allocator`].
+#[allow(unsafe_code)]
+pub(crate) fn tune_allocator() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt only sets the allocator's own parameters; these values are in their ranges.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 32 << 20);
+    }
+}

@@ -20,3 +20,6 @@ pub(crate) fn next_error(_socket: BorrowedFd<'_>) -> std::io::Result<Option<std:
 
 /// The allocator here returns free memory by itself.
 pub(crate) fn release_memory() {}
+
+/// The allocator here needs no advice.
+pub(crate) fn tune_allocator() {}

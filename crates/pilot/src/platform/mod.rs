@@ -6,9 +6,9 @@ mod linux;
 mod macos;
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{grow_buffers, next_error, release_memory};
+pub(crate) use linux::{grow_buffers, next_error, release_memory, tune_allocator};
 #[cfg(not(target_os = "linux"))]
-pub(crate) use macos::{grow_buffers, next_error, release_memory};
+pub(crate) use macos::{grow_buffers, next_error, release_memory, tune_allocator};
 
 use std::net::Ipv4Addr;
 

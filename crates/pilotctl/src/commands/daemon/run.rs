@@ -55,6 +55,7 @@ fn prepare(ctx: &Ctx, args: &Args, detached: Option<&Detached>) -> CliResult {
         choice.remember(&file)?;
     }
     logfile::init(&logging, detached.map(|d| d.log.as_path()))?;
+    pilot::tune_allocator();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
