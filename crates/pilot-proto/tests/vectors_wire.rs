@@ -373,3 +373,22 @@ fn beacon_messages_round_trip_and_bad_ones_are_refused() {
         assert!(outcome(taken), "{taken}");
     }
 }
+
+#[test]
+fn what_a_node_signs_for_the_registry_is_signed_to_the_golden_bytes() {
+    use pilot_proto::registry::challenge;
+    let all = tunnel_vectors();
+    let identity = Identity::from_seed(array(&all["nodes"]["a"]["ed25519_seed"])).unwrap();
+    let cases = list(&all["signatures"]);
+    let new_key = text(&cases[2]["text"]).rsplit(':').next().unwrap();
+    let ours = [
+        challenge::own("set_visibility", 5),
+        challenge::pair("resolve", 5, 3),
+        challenge::rotate(5, new_key),
+    ];
+    assert_eq!(cases.len(), ours.len());
+    for (case, ours) in cases.iter().zip(ours) {
+        assert_eq!(ours, text(&case["text"]));
+        assert_eq!(identity.sign_text(&ours), text(&case["signature"]), "{ours}");
+    }
+}
