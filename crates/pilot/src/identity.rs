@@ -159,6 +159,19 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_the_reference_is_read_and_written_alike() {
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../../pilot-proto/tests/vectors/tunnel.json")).unwrap();
+        for node in ["a", "b"] {
+            let golden = &vectors["nodes"][node]["identity_json"];
+            let identity = parse(&golden.to_string()).unwrap();
+            assert_eq!(identity.public_key_base64(), golden["public_key"]);
+            let written: serde_json::Value = serde_json::from_slice(&text(&identity).unwrap()).unwrap();
+            assert_eq!(written, *golden);
+        }
+    }
+
+    #[test]
     fn loose_permissions_are_refused_with_the_way_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("id.json");

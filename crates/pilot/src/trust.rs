@@ -114,7 +114,9 @@ impl TrustState {
         if let Some(path) = &path
             && let Some(text) = read(path)
         {
-            match machine.load(unix_now(), &text) {
+            let loaded =
+                text.and_then(|text| machine.load(unix_now(), &text).map_err(|error| error.to_string()));
+            match loaded {
                 Ok(0) => {}
                 Ok(skipped) => {
                     warning = Some(format!("{}: {skipped} malformed entries skipped", path.display()));
@@ -182,11 +184,18 @@ impl TrustState {
     }
 }
 
-fn read(path: &std::path::Path) -> Option<String> {
+/// The file's text; `None` if there is no file. One that cannot be read must not be taken for none: the next save would
+/// replace it.
+fn read(path: &std::path::Path) -> Option<Result<String, String>> {
     use std::io::Read as _;
+    let file = match std::fs::File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(error) => return Some(Err(error.to_string())),
+        Ok(file) => file,
+    };
     let mut text = String::new();
-    std::fs::File::open(path).ok()?.take(MAX_FILE).read_to_string(&mut text).ok()?;
-    Some(text)
+    let read = file.take(MAX_FILE).read_to_string(&mut text);
+    Some(read.map(|_| text).map_err(|error| error.to_string()))
 }
 
 impl Shared {
@@ -407,5 +416,25 @@ impl Shared {
             Ok(Err(error)) => self.warn(format!("trust could not be saved: {error}")),
             Err(error) => tracing::debug!(%error, "saving trust was interrupted"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trust_file_that_cannot_be_read_is_kept_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trust.json");
+        std::fs::write(&path, b"{\"trusted\": [\xFF]}").unwrap();
+        let config =
+            NodeConfig { identity_path: Some(dir.path().join("identity.json")), ..NodeConfig::default() };
+        let identity = Arc::new(Identity::from_seed([1; 32]).unwrap());
+        let state = TrustState::load(&config, identity);
+        let warning = lock(&state.warning).clone().unwrap();
+        assert!(warning.contains("stream did not contain valid UTF-8; starting without trust"), "{warning}");
+        assert!(!path.exists());
+        assert_eq!(std::fs::read(dir.path().join("trust.json.bad")).unwrap(), b"{\"trusted\": [\xFF]}");
     }
 }
