@@ -4,7 +4,7 @@ use crate::push::{self, Push};
 use crate::registry::request::{Request, error};
 use crate::registry::{After, Checked, Effect, Now, Session, changes};
 use crate::server::{Shared, stopped};
-use crate::wire::{read_frame, write_frame};
+use crate::wire::{begin_frame, rest_of_frame, write_frame};
 use pilot_proto::NodeId;
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -16,10 +16,22 @@ use tokio::time::timeout;
 
 /// A connection without a whole request for this long is closed.
 const READ_DEADLINE: Duration = Duration::from_secs(5 * 60);
+/// A request that has begun must be complete within this time: memory is not held for those who never finish.
+const BODY_DEADLINE: Duration = Duration::from_secs(30);
 /// An answer must be taken within this time.
 const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 /// Pause before each request over the connection's rate.
 const SLOW_DOWN: Duration = Duration::from_millis(10);
+
+/// Reads one request's body. `false`: the client has left.
+async fn read<S: AsyncRead + Unpin>(stream: &mut S, buf: &mut Vec<u8>) -> std::io::Result<bool> {
+    let late = |what: &str| std::io::Error::new(std::io::ErrorKind::TimedOut, what.to_owned());
+    let first = timeout(READ_DEADLINE, begin_frame(stream)).await.map_err(|_| late("idle"))??;
+    let Some(first) = first else { return Ok(false) };
+    let rest = timeout(BODY_DEADLINE, rest_of_frame(stream, first, buf)).await;
+    rest.map_err(|_| late("the request was not complete in time"))??;
+    Ok(true)
+}
 
 /// Serves a connection until either side closes it.
 pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
@@ -33,18 +45,14 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     let mut pace = crate::limits::Buckets::new(shared.limits.requests);
     loop {
         let read = tokio::select! {
-            read = timeout(READ_DEADLINE, read_frame(&mut stream, &mut buf)) => read,
+            read = read(&mut stream, &mut buf) => read,
             _ = stopped(&mut stop) => break,
         };
         match read {
-            Ok(Ok(true)) => {}
-            Ok(Ok(false)) => break,
-            Ok(Err(e)) => {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(e) => {
                 tracing::debug!(peer = %session.peer, error = %e, "connection closed");
-                break;
-            }
-            Err(_) => {
-                tracing::debug!(peer = %session.peer, "connection idle, closed");
                 break;
             }
         }
@@ -304,5 +312,22 @@ mod tests {
                 assert!(rest.is_empty());
             });
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_is_not_completed_does_not_hold_its_memory_for_long() {
+        use tokio::io::AsyncWriteExt as _;
+        let (mut client, mut server) = tokio::io::duplex(1 << 21);
+        client.write_all(&[0, 15, 0, 0]).await.unwrap();
+        client.write_all(&vec![b' '; 900_000]).await.unwrap();
+        let began = tokio::time::Instant::now();
+        let error = read(&mut server, &mut Vec::new()).await.unwrap_err();
+        assert_eq!(error.to_string(), "the request was not complete in time");
+        assert_eq!(began.elapsed(), BODY_DEADLINE);
+        // Between requests a client may be silent for longer.
+        let (_client, mut server) = tokio::io::duplex(64);
+        let began = tokio::time::Instant::now();
+        assert_eq!(read(&mut server, &mut Vec::new()).await.unwrap_err().to_string(), "idle");
+        assert_eq!(began.elapsed(), READ_DEADLINE);
     }
 }

@@ -12,14 +12,20 @@ const FIRST_RESERVE: usize = 4096;
 /// A buffer grown beyond this is not kept for the next request.
 const KEEP: usize = 64 * 1024;
 
-/// Reads one frame's body into `buf`. `false`: the peer closed between frames.
-pub(crate) async fn read_frame(stream: &mut (impl AsyncRead + Unpin), buf: &mut Vec<u8>) -> io::Result<bool> {
-    let mut header = [0; 4];
-    let first = stream.read(&mut header).await?;
-    if first == 0 {
-        return Ok(false);
-    }
-    stream.read_exact(&mut header[first..]).await?;
+/// Waits for the first byte of a frame. `None`: the peer closed between frames.
+pub(crate) async fn begin_frame(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<u8>> {
+    let mut first = [0];
+    Ok((stream.read(&mut first).await? == 1).then_some(first[0]))
+}
+
+/// Reads the body of the frame that begins with `first` into `buf`.
+pub(crate) async fn rest_of_frame(
+    stream: &mut (impl AsyncRead + Unpin),
+    first: u8,
+    buf: &mut Vec<u8>,
+) -> io::Result<()> {
+    let mut header = [first, 0, 0, 0];
+    stream.read_exact(&mut header[1..]).await?;
     let length = u32::from_be_bytes(header) as usize;
     if length > MAX_BODY {
         return Err(io::Error::new(
@@ -37,6 +43,14 @@ pub(crate) async fn read_frame(stream: &mut (impl AsyncRead + Unpin), buf: &mut 
     if read < length {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
+    Ok(())
+}
+
+/// Reads one frame without any deadline. `false`: the peer closed between frames.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) async fn read_frame(stream: &mut (impl AsyncRead + Unpin), buf: &mut Vec<u8>) -> io::Result<bool> {
+    let Some(first) = begin_frame(stream).await? else { return Ok(false) };
+    rest_of_frame(stream, first, buf).await?;
     Ok(true)
 }
 
