@@ -244,6 +244,9 @@ impl Conn {
             } else {
                 self.acks.due(&self.recv, false);
             }
+        } else if self.recv.distance(fin.seq) < 0 {
+            // Bytes beyond it have come: it is not the end of this connection.
+            return false;
         } else if self.recv.distance(fin.seq) > 0 && !(both && self.closing.wants_close()) {
             self.hold_fin(fin);
             if let Some(held) = &mut self.closing.peer_fin {

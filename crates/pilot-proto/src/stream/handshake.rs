@@ -126,6 +126,11 @@ impl Conn {
         self.syn_ack_due = Some(true);
     }
 
+    /// Whether this connection with one of our own nodes was opened by the SYN of that number.
+    pub(super) fn opened_by(&self, seq: u32) -> bool {
+        self.incoming && self.own.is_some() && self.irs == seq
+    }
+
     /// A SYN on a live connection: the SYN-ACK again, with its first number and the current acknowledgement
     /// (spec 03 section 6.4).
     pub(super) fn on_repeated_syn(&mut self, seq: u32) {

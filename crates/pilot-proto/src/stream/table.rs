@@ -7,7 +7,7 @@ use super::*;
 use crate::wire::packet::{Header, flags, protocol};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng, SeedableRng};
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 /// Packets one connection may send before the next one has its turn: enough for a batch of equal sizes.
@@ -31,7 +31,7 @@ pub struct Streams {
     rng: ChaCha20Rng,
     conns: HashMap<ConnId, Box<Conn>>,
     tuples: HashMap<Tuple, ConnId>,
-    by_node: HashMap<NodeId, HashSet<ConnId>>,
+    by_node: HashMap<NodeId, BTreeSet<ConnId>>,
     /// Listening ports and the connections their application has not accepted.
     listeners: HashMap<u16, usize>,
     /// Connections per local port, and in total, in every state but TIME_WAIT and CLOSED.
@@ -259,6 +259,12 @@ impl Streams {
             let mut live = false;
             self.with(now, id, |conn, cx| match conn.state {
                 State::SynSent => live = true,
+                // A straggler of the very SYN that opened it: our own nodes number each connection at random.
+                State::Open if conn.opened_by(header.seq) => {
+                    conn.on_repeated_syn(header.seq);
+                    live = true;
+                }
+                State::TimeWait | State::Closed if conn.opened_by(header.seq) => live = true,
                 State::Open if conn.closing.peer_fin.is_none() => {
                     conn.on_repeated_syn(header.seq);
                     live = true;
@@ -630,7 +636,7 @@ impl Streams {
 
     /// Live connections with `node` (for idle and reaping rules of the tunnel).
     pub fn connections_with(&self, node: NodeId) -> usize {
-        self.by_node.get(&node).map_or(0, HashSet::len)
+        self.by_node.get(&node).map_or(0, BTreeSet::len)
     }
 
     /// What was dropped, and why.

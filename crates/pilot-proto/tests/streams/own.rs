@@ -381,6 +381,58 @@ fn half_close_fin_carries_its_kind_and_is_acknowledged_by_number() {
     assert_eq!(packets[1].1.header.ack, packets[0].1.header.seq.wrapping_add(1));
 }
 
+/// Opened by the script as one of our own nodes: SYN number 100 with ten bytes of options, so data begin at 111.
+/// Returns the connection and the number to acknowledge.
+fn open_own(s: &mut Script) -> (ConnId, u32) {
+    let answer = s.send(SYN, 100, 0, 512, OPTIONS);
+    let header = answer[0].header;
+    assert_eq!((header.flags, header.ack), (SYN | ACK, 111));
+    let incoming =
+        |e: &StreamEvent| if let StreamEvent::Incoming { conn, .. } = e { Some(*conn) } else { None };
+    let conn = s.events.iter().find_map(incoming).expect("incoming connection");
+    assert!(s.streams.half_close(conn));
+    (conn, header.seq.wrapping_add(1 + answer[0].payload.len() as u32))
+}
+
+/// Version 1, half-close.
+const OPTIONS: &[u8] = b"PSOP\x01\x01\x01\x02\x01\x01";
+
+#[test]
+fn a_straggling_copy_of_the_syn_does_not_end_a_connection_whose_fin_waits_for_data() {
+    let mut s = Script::new(Config::default());
+    let (conn, ack) = open_own(&mut s);
+    s.send(FIN | ACK, 116, ack, 512, &[0]);
+    let answer = s.send(SYN, 100, 0, 512, OPTIONS);
+    assert!(answer.iter().any(|p| p.header.flags == SYN | ACK && p.header.seq.wrapping_add(19) == ack));
+    s.send(ACK, 111, ack, 512, b"\0hello");
+    assert_eq!(s.read_all(conn), b"hello");
+    assert!(s.happened(&StreamEvent::EndOfStream(conn)));
+    assert!(!s.happened(&StreamEvent::Closed(conn, CloseReason::Reset)));
+}
+
+#[test]
+fn a_straggling_copy_of_the_syn_opens_no_second_connection_after_the_end() {
+    let mut s = Script::new(Config::default());
+    let (conn, ack) = open_own(&mut s);
+    let fin = s.send(FIN | ACK, 111, ack, 512, &[1]);
+    s.send(ACK, 112, fin[0].header.seq.wrapping_add(1), 512, &[]);
+    assert!(s.happened(&closed(conn)));
+    s.send(SYN, 100, 0, 512, OPTIONS);
+    assert_eq!(s.events.iter().filter(|e| matches!(e, StreamEvent::Incoming { .. })).count(), 1);
+}
+
+#[test]
+fn a_fin_numbered_before_bytes_that_have_come_ends_nothing() {
+    let mut s = Script::new(Config::default());
+    let (conn, ack) = open_own(&mut s);
+    s.send(ACK, 111, ack, 512, b"\0hello");
+    s.send(FIN | ACK, 113, ack, 512, &[0]);
+    assert!(!s.happened(&StreamEvent::EndOfStream(conn)));
+    s.send(FIN | ACK, 116, ack, 512, &[0]);
+    assert!(s.happened(&StreamEvent::EndOfStream(conn)));
+    assert_eq!(s.read_all(conn), b"hello");
+}
+
 #[test]
 fn conversations_of_any_size_end_complete_on_a_bad_path() {
     let seeds: u64 = std::env::var("PILOT_STREAM_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(30);

@@ -1,0 +1,465 @@
+//! The applications: streams with known bytes in both directions, and what must be true of them.
+
+use crate::check::{Sabotage, Violation, pattern};
+use crate::net::{Micros, SECOND};
+use crate::plan::{Ending, FAULTS_END, StreamPlan};
+use crate::world::{Reading, World};
+use bytes::Bytes;
+use pilot_proto::Addr;
+use pilot_proto::stream::{CloseReason, ConnId, DialError, StreamEvent};
+
+/// Port of every node's listener.
+pub const PORT: u16 = 7000;
+/// Bytes offered to a stream at a time.
+const CHUNK: usize = 16 * 1024;
+/// A failed probe is repeated after this time.
+const RETRY: Micros = SECOND;
+
+/// One end of a stream.
+#[derive(Debug, Default)]
+pub struct Side {
+    /// Its connection, once there is one.
+    pub conn: Option<ConnId>,
+    /// Bytes the engine took.
+    pub written: u64,
+    /// It ended its direction or both.
+    pub ending: bool,
+    /// Bytes its application got.
+    pub delivered: u64,
+    /// The engine said no bytes follow.
+    pub end_told: bool,
+    /// How it ended.
+    pub closed: Option<CloseReason>,
+    /// It is over: closed, never opened, or its process died.
+    pub over: bool,
+    /// Its process died.
+    pub lost: bool,
+    /// The application aborted it.
+    pub aborted: bool,
+}
+
+/// A stream of the workload.
+#[derive(Debug)]
+pub struct Stream {
+    /// What it is for.
+    pub plan: StreamPlan,
+    /// Client and server.
+    pub sides: [Side; 2],
+    /// The dial's failure.
+    pub failed: Option<DialError>,
+}
+
+impl Stream {
+    /// A stream about to be dialled.
+    pub fn new(plan: StreamPlan) -> Stream {
+        Stream { plan, sides: Default::default(), failed: None }
+    }
+
+    /// The node of a side.
+    pub fn node(&self, side: usize) -> usize {
+        if side == 0 { self.plan.client } else { self.plan.server }
+    }
+
+    /// Everything was delivered both ways and both sides ended in order.
+    pub fn complete(&self) -> bool {
+        let ended = |s: &Side| s.closed == Some(CloseReason::Closed);
+        let all = |i: usize| self.sides[1 - i].delivered == self.plan.bytes[i];
+        self.sides.iter().all(ended) && all(0) && all(1)
+    }
+}
+
+fn tag(stream: u32, direction: usize) -> u64 {
+    (u64::from(stream) << 1) | direction as u64
+}
+
+/// Bytes `offset..offset + len` of a direction. The client's first four name the stream.
+fn content(stream: u32, direction: usize, offset: u64, len: usize) -> Vec<u8> {
+    let mut out = pattern(tag(stream, direction), offset, len);
+    if direction == 0 {
+        let id = stream.to_be_bytes();
+        for (i, byte) in out.iter_mut().enumerate() {
+            if let Some(of_id) = usize::try_from(offset).ok().and_then(|o| id.get(o + i)) {
+                *byte = *of_id;
+            }
+        }
+    }
+    out
+}
+
+impl World {
+    /// Opens a stream.
+    pub(crate) fn start_stream(&mut self, id: u32) -> Result<(), Violation> {
+        let stream = &self.streams[id as usize];
+        let (client, to) = (stream.plan.client, Addr::backbone(stream.plan.server as u32 + 1));
+        let now = self.clock(client);
+        let dialled = self.nodes[client].engine.as_mut().map(|e| e.dial(now, to, PORT));
+        match dialled {
+            Some(Ok(conn)) => {
+                self.streams[id as usize].sides[0].conn = Some(conn);
+                self.nodes[client].conns.insert(conn, (id, 0));
+                self.drive(client)
+            }
+            Some(Err(error)) => self.dial_failed(id, error),
+            None => self.dial_failed(id, DialError::Cancelled),
+        }
+    }
+
+    fn dial_failed(&mut self, id: u32, error: DialError) -> Result<(), Violation> {
+        let stream = &mut self.streams[id as usize];
+        stream.sides[0].over = true;
+        if stream.sides[1].conn.is_none() {
+            stream.sides[1].over = true;
+        }
+        stream.failed = Some(error.clone());
+        if self.plan.calm {
+            return Err(Violation::FailedInCalm { stream: id, cause: error.to_string() });
+        }
+        self.retry_probe(id);
+        Ok(())
+    }
+
+    fn retry_probe(&mut self, id: u32) {
+        let stream = &self.streams[id as usize];
+        if stream.plan.probe {
+            let plan = StreamPlan { at: self.now + RETRY, ..stream.plan.clone() };
+            self.add_stream(plan);
+        }
+    }
+
+    /// An event of the stream layer at a node.
+    pub(crate) fn on_stream_event(&mut self, n: usize, event: StreamEvent) -> Result<(), Violation> {
+        let conn = match &event {
+            StreamEvent::Connected(c)
+            | StreamEvent::DialFailed(c, _)
+            | StreamEvent::Readable(c)
+            | StreamEvent::Writable(c)
+            | StreamEvent::EndOfStream(c)
+            | StreamEvent::Closed(c, _) => *c,
+            StreamEvent::Incoming { conn, .. } => {
+                self.nodes[n].strangers.insert(*conn, Vec::new());
+                if let Some(engine) = self.nodes[n].engine.as_mut() {
+                    engine.accepted(*conn);
+                }
+                return Ok(());
+            }
+        };
+        if self.nodes[n].strangers.contains_key(&conn) {
+            self.identify(n, conn)?;
+        }
+        let Some(&(id, side)) = self.nodes[n].conns.get(&conn) else {
+            if let StreamEvent::Closed(..) | StreamEvent::EndOfStream(_) = event {
+                // Nobody ever said which stream it is.
+                self.nodes[n].strangers.remove(&conn);
+                let now = self.clock(n);
+                if let Some(engine) = self.nodes[n].engine.as_mut() {
+                    engine.release(now, conn);
+                }
+            }
+            return Ok(());
+        };
+        match event {
+            StreamEvent::Connected(_) => {
+                self.schedule_abort(id, 0);
+                self.pump_write(n, id, side)
+            }
+            StreamEvent::DialFailed(_, error) => {
+                self.nodes[n].conns.remove(&conn);
+                self.dial_failed(id, error)
+            }
+            StreamEvent::Writable(_) => self.pump_write(n, id, side),
+            StreamEvent::Readable(_) => self.pump_read(n, id, side, usize::MAX),
+            StreamEvent::EndOfStream(_) => {
+                let early = self.lie(Sabotage::EarlyEnd) && {
+                    let stream = &self.streams[id as usize];
+                    stream.sides[side].delivered < stream.sides[1 - side].written
+                };
+                if early {
+                    self.lied = true;
+                    return self.check_end(id, side);
+                }
+                self.streams[id as usize].sides[side].end_told = true;
+                self.pump_read(n, id, side, usize::MAX)
+            }
+            StreamEvent::Closed(_, reason) => self.on_closed(n, id, side, reason),
+            StreamEvent::Incoming { .. } => Ok(()),
+        }
+    }
+
+    /// Reads the first four bytes of an accepted connection: they name the stream.
+    fn identify(&mut self, n: usize, conn: ConnId) -> Result<(), Violation> {
+        let now = self.clock(n);
+        let node = &mut self.nodes[n];
+        let Some(engine) = node.engine.as_mut() else { return Ok(()) };
+        let Some(mut early) = node.strangers.remove(&conn) else { return Ok(()) };
+        while early.len() < 4 {
+            let Some(bytes) = engine.read(conn) else { break };
+            engine.consumed(now, conn, bytes.len());
+            early.extend_from_slice(&bytes);
+        }
+        let Some(name) = early.first_chunk::<4>() else {
+            node.strangers.insert(conn, early);
+            return Ok(());
+        };
+        let id = u32::from_be_bytes(*name);
+        let wrong = Violation::NotAPrefix { stream: id, direction: 0, offset: 0 };
+        let Some(stream) = self.streams.get_mut(id as usize) else { return Err(wrong) };
+        if stream.plan.server != n {
+            return Err(wrong);
+        }
+        let server = &mut stream.sides[1];
+        if server.lost {
+            // Opened at the process that died; what still comes belongs to nobody.
+            engine.abort(now, conn);
+            return Ok(());
+        }
+        if server.conn.is_some() {
+            return Err(Violation::StreamTwice { stream: id });
+        }
+        (server.conn, server.over) = (Some(conn), false);
+        node.conns.insert(conn, (id, 1));
+        self.deliver(id, 1, &early)?;
+        self.schedule_abort(id, 1);
+        self.pump_write(n, id, 1)?;
+        self.pump_read(n, id, 1, usize::MAX)
+    }
+
+    fn schedule_abort(&mut self, id: u32, side: usize) {
+        if let Ending::Abort(who, after) = self.streams[id as usize].plan.ending
+            && who == side
+        {
+            self.at(self.now + after, crate::world::Happening::Abort(id));
+        }
+    }
+
+    /// The application aborts.
+    pub(crate) fn abort_stream(&mut self, id: u32) -> Result<(), Violation> {
+        let Ending::Abort(side, _) = self.streams[id as usize].plan.ending else { return Ok(()) };
+        let stream = &mut self.streams[id as usize];
+        let (n, conn) = (stream.node(side), stream.sides[side].conn);
+        if stream.sides[side].over {
+            return Ok(());
+        }
+        stream.sides[side].aborted = true;
+        let now = self.clock(n);
+        if let (Some(conn), Some(engine)) = (conn, self.nodes[n].engine.as_mut()) {
+            engine.abort(now, conn);
+        }
+        self.drive(n)
+    }
+
+    fn pump_write(&mut self, n: usize, id: u32, side: usize) -> Result<(), Violation> {
+        let now = self.clock(n);
+        let stream = &mut self.streams[id as usize];
+        let (total, ending) = (stream.plan.bytes[side], stream.plan.ending);
+        let me = &mut stream.sides[side];
+        let (Some(conn), Some(engine)) = (me.conn, self.nodes[n].engine.as_mut()) else { return Ok(()) };
+        if me.over || me.ending {
+            return Ok(());
+        }
+        while me.written < total {
+            let len = CHUNK.min((total - me.written) as usize);
+            match engine.write(now, conn, Bytes::from(content(id, side, me.written, len))) {
+                Ok(rest) => me.written += (len - rest.len()) as u64,
+                Err(_) => return Ok(()),
+            }
+            if me.written < total && !me.written.is_multiple_of(CHUNK as u64) {
+                return Ok(()); // The buffer is full; Writable follows.
+            }
+        }
+        match (ending, side) {
+            (Ending::HalfClose, _) => me.ending = engine.finish(now, conn),
+            (Ending::Close, 0) => {
+                me.ending = true;
+                engine.close(now, conn);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Reads up to `most` chunks, if the node's applications read at all.
+    pub(crate) fn pump_read(&mut self, n: usize, id: u32, side: usize, most: usize) -> Result<(), Violation> {
+        let most = match self.nodes[n].reading {
+            Reading::Fast => most,
+            Reading::Slow if most == 1 => 1,
+            Reading::Slow | Reading::Stuck => return Ok(()),
+        };
+        let stream = &self.streams[id as usize];
+        let Some(conn) = stream.sides[side].conn else { return Ok(()) };
+        if self.sabotage == Some(Sabotage::KeepConnections) && stream.plan.ending == Ending::Close {
+            return Ok(());
+        }
+        for _ in 0..most {
+            let now = self.clock(n);
+            let Some(engine) = self.nodes[n].engine.as_mut() else { return Ok(()) };
+            let Some(bytes) = engine.read(conn) else {
+                return self.drained(n, id, side);
+            };
+            engine.consumed(now, conn, bytes.len());
+            if self.lie(Sabotage::LoseChunk) {
+                self.lied = true;
+                continue;
+            }
+            self.deliver(id, side, &bytes)?;
+            if self.lie(Sabotage::DeliverTwice) {
+                self.lied = true;
+                self.deliver(id, side, &bytes)?;
+            }
+            if self.lie(Sabotage::SecretAbort) && side == 1 {
+                self.lied = true;
+                if let Some(engine) = self.nodes[n].engine.as_mut() {
+                    engine.abort(now, conn);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, id: u32, side: usize, bytes: &[u8]) -> Result<(), Violation> {
+        let [a, b] = &mut self.streams[id as usize].sides;
+        let (me, peer) = if side == 0 { (a, b) } else { (b, a) };
+        let direction = 1 - side;
+        let sent = content(id, direction, me.delivered, bytes.len());
+        if me.delivered + bytes.len() as u64 > peer.written || sent != bytes {
+            return Err(Violation::NotAPrefix { stream: id, direction, offset: me.delivered });
+        }
+        me.delivered += bytes.len() as u64;
+        self.report.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Nothing more to read now.
+    fn drained(&mut self, n: usize, id: u32, side: usize) -> Result<(), Violation> {
+        let stream = &self.streams[id as usize];
+        let me = &stream.sides[side];
+        let Some(conn) = me.conn else { return Ok(()) };
+        if me.end_told {
+            self.check_end(id, side)?;
+        }
+        let me = &self.streams[id as usize].sides[side];
+        let close = me.end_told && self.streams[id as usize].plan.ending != Ending::HalfClose;
+        if close || me.over {
+            let now = self.clock(n);
+            if let Some(engine) = self.nodes[n].engine.as_mut() {
+                engine.release(now, conn);
+            }
+            self.streams[id as usize].sides[side].ending = true;
+        }
+        Ok(())
+    }
+
+    /// The engine said that this was all: it must be all the other side wrote, and that side must have ended.
+    fn check_end(&self, id: u32, side: usize) -> Result<(), Violation> {
+        let stream = &self.streams[id as usize];
+        let (me, peer) = (&stream.sides[side], &stream.sides[1 - side]);
+        // A node that woke up after the idle time closes its connections; the other side sees their end.
+        let ended = peer.ending || self.nodes[stream.node(1 - side)].slept;
+        if me.delivered != peer.written || !ended {
+            let (delivered, sent) = (me.delivered, peer.written);
+            return Err(Violation::Incomplete { stream: id, direction: 1 - side, delivered, sent });
+        }
+        Ok(())
+    }
+
+    fn on_closed(&mut self, n: usize, id: u32, side: usize, reason: CloseReason) -> Result<(), Violation> {
+        if self.lie(Sabotage::SwallowClosed) {
+            self.lied = true;
+            return Ok(());
+        }
+        let [a, b] = &mut self.streams[id as usize].sides;
+        let (me, peer) = if side == 0 { (a, b) } else { (b, a) };
+        (me.closed, me.over) = (Some(reason), true);
+        let peer_gone = peer.lost || peer.aborted || peer.closed.is_some_and(|r| r != CloseReason::Closed);
+        // A server that never learnt which stream it had may have given up unseen.
+        if reason == CloseReason::Reset && !peer_gone && peer.conn.is_some() {
+            return Err(Violation::UnprovokedReset { stream: id, side });
+        }
+        if side == 0 && peer.conn.is_none() {
+            peer.over = true;
+        }
+        *self.report.ends.entry(reason.to_string()).or_default() += 1;
+        let stream = &self.streams[id as usize];
+        let wanted = !matches!(stream.plan.ending, Ending::Abort(..));
+        if self.plan.calm && wanted && reason != CloseReason::Closed {
+            return Err(Violation::FailedInCalm { stream: id, cause: reason.to_string() });
+        }
+        if side == 0 && reason != CloseReason::Closed {
+            self.retry_probe(id);
+        }
+        self.pump_read(n, id, side, usize::MAX)
+    }
+
+    /// A node's process dies: its streams are over, on its side.
+    pub(crate) fn lose_streams(&mut self, n: usize) {
+        let conns = std::mem::take(&mut self.nodes[n].conns);
+        self.nodes[n].strangers.clear();
+        let mut probes = Vec::new();
+        for (id, side) in conns.into_values() {
+            let stream = &mut self.streams[id as usize];
+            (stream.sides[side].lost, stream.sides[side].over) = (true, true);
+            if side == 0 && stream.sides[1].conn.is_none() {
+                stream.sides[1].over = true;
+            }
+            if side == 0 {
+                probes.push(id);
+            }
+        }
+        // A probe whose client died is dialled again.
+        probes.into_iter().for_each(|id| self.retry_probe(id));
+    }
+
+    /// Whether every stream has ended; if not, the first that has not.
+    pub(crate) fn unended(&self) -> Option<(u32, usize)> {
+        let open = |(id, stream): (usize, &Stream)| {
+            stream.sides.iter().position(|s| !s.over).map(|side| (id as u32, side))
+        };
+        self.streams.iter().enumerate().find_map(open)
+    }
+
+    /// Every stream that both sides ended in order must have delivered everything.
+    pub(crate) fn check_complete(&self) -> Result<(), Violation> {
+        for (id, stream) in self.streams.iter().enumerate() {
+            let in_order = stream.sides.iter().all(|s| s.closed == Some(CloseReason::Closed) && !s.lost);
+            if stream.plan.ending != Ending::HalfClose || !in_order || stream.complete() {
+                continue;
+            }
+            let direction = usize::from(stream.sides[1].delivered == stream.plan.bytes[0]);
+            return Err(Violation::Incomplete {
+                stream: id as u32,
+                direction,
+                delivered: stream.sides[1 - direction].delivered,
+                sent: stream.plan.bytes[direction],
+            });
+        }
+        Ok(())
+    }
+
+    /// Pairs that have not exchanged a whole probe stream yet.
+    pub(crate) fn unreached(&self) -> Option<(u32, u32)> {
+        let probes = self.streams.iter().filter(|s| s.plan.probe);
+        let done: std::collections::BTreeSet<(usize, usize)> =
+            probes.clone().filter(|s| s.complete()).map(|s| (s.plan.client, s.plan.server)).collect();
+        let missing = probes.map(|s| (s.plan.client, s.plan.server)).find(|p| !done.contains(p));
+        missing.map(|(a, b)| (a as u32 + 1, b as u32 + 1))
+    }
+
+    /// Dials every pair.
+    pub(crate) fn add_probes(&mut self) {
+        let count = self.nodes.len();
+        for a in 0..count {
+            for b in a + 1..count {
+                let (client, server) = if (a + b) % 2 == 0 { (a, b) } else { (b, a) };
+                let at = FAULTS_END + ((a * count + b) as u64) * 1_000;
+                let bytes = [2_000, 2_000];
+                self.add_stream(StreamPlan {
+                    at,
+                    client,
+                    server,
+                    bytes,
+                    ending: Ending::HalfClose,
+                    probe: true,
+                });
+            }
+        }
+    }
+}
