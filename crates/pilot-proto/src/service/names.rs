@@ -1,5 +1,6 @@
 //! Names of stored messages and files (spec 06 section 5.5).
 
+use crate::trust::message::printable;
 use crate::trust::rfc3339::Civil;
 
 /// Longest file name written, bytes (what file systems take).
@@ -15,10 +16,11 @@ pub fn stamp(unix: u64, millis: u32, offset_secs: i32, seq: u64) -> String {
     )
 }
 
-/// The last component of a name from the network, without control characters; `received.bin` if nothing is left.
+/// The last component of a name from the network, without characters that control a terminal or disguise the name
+/// (`exe.txt` shown for `txt.exe`); `received.bin` if nothing is left.
 pub fn base_name(name: &str) -> String {
     let last = name.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or("");
-    let clean: String = last.chars().filter(|c| !c.is_control()).collect();
+    let clean: String = last.chars().filter(|c| printable(*c)).collect();
     if clean.is_empty() || clean == "." || clean == ".." { "received.bin".to_owned() } else { clean }
 }
 

@@ -260,7 +260,7 @@ fn truncate(text: &str, max: usize) -> &str {
 
 /// Neither control, format, private-use or separator characters (other than the space), so that no text can
 /// disguise another on a terminal.
-fn printable(c: char) -> bool {
+pub(crate) fn printable(c: char) -> bool {
     if c.is_control() || (c.is_whitespace() && c != ' ') {
         return false;
     }

@@ -296,6 +296,7 @@ fn stored_names_are_the_golden_ones() {
         ("a\\b\\c.txt", "c.txt"),
         ("x\0y\n.z", "xy.z"),
         ("d/", "d"),
+        ("photo\u{202E}gpj.exe", "photogpj.exe"),
     ] {
         assert_eq!(names::base_name(name), base, "{name:?}");
     }
