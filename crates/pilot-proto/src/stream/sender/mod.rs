@@ -21,6 +21,8 @@ const WINDOW_MARGIN: usize = 4;
 const MAX_FLIGHT_SEGMENTS: usize = 8192;
 /// Short segments that may be unacknowledged; further small writes are gathered until one is acknowledged.
 const MAX_SHORT_IN_FLIGHT: usize = 16;
+/// Pacing holds nothing back for longer than this.
+const MAX_PACE: Duration = Duration::from_millis(250);
 
 /// How the peer counts its window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -340,7 +342,8 @@ impl Sender {
         let quantum = (rate / 500).max(10 * self.mss as u64) as f64 / rate as f64;
         let floor = now.checked_sub(Duration::from_secs_f64(quantum)).unwrap_or(now);
         let from = self.pace_at.unwrap_or(floor).max(floor);
-        Some(from + Duration::from_secs_f64(len as f64 / rate as f64))
+        // A round trip measured across a suspended process is no rate to go by for long.
+        Some((from + Duration::from_secs_f64(len as f64 / rate as f64)).min(now + MAX_PACE))
     }
 
     fn fits(&self, len: usize) -> bool {
