@@ -36,6 +36,8 @@ pub enum Command {
     SendToConfirm = 0x39,
     /// Extension: ends our sending direction (docs/extensions.md).
     Finish = 0x3B,
+    /// Extension: hides the node's name from strangers, or shows it (docs/extensions.md).
+    SetHidden = 0x3D,
 }
 
 /// Bytes only the daemon sends that are no reply to one particular request.
@@ -54,7 +56,7 @@ pub mod push {
 
 impl Command {
     /// Every command.
-    pub const ALL: [Command; 27] = [
+    pub const ALL: [Command; 28] = [
         Command::Bind,
         Command::Dial,
         Command::Send,
@@ -82,6 +84,7 @@ impl Command {
         Command::Unbind,
         Command::SendToConfirm,
         Command::Finish,
+        Command::SetHidden,
     ];
 
     /// The command of a byte.

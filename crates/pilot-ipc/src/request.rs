@@ -49,6 +49,9 @@ pub enum Request {
     SetVisibility {
         public: bool,
     },
+    SetHidden {
+        hidden: bool,
+    },
     Deregister,
     /// JSON array of strings.
     SetTags(Bytes),
@@ -220,6 +223,10 @@ impl Request {
             Command::SetVisibility => {
                 Request::SetVisibility { public: f.u8().ok_or("set_visibility: missing value")? == 1 }
             }
+            Command::SetHidden => match f.u8() {
+                Some(value @ (0 | 1)) => Request::SetHidden { hidden: value == 1 },
+                _ => return Err("set_hidden: value must be 0 or 1".into()),
+            },
             Command::Deregister => Request::Deregister,
             Command::SetTags => Request::SetTags(f.0),
             Command::SetWebhook => Request::SetWebhook(f.text()),
@@ -300,6 +307,10 @@ impl Request {
             Request::SetVisibility { public } => {
                 b.put_u8(u8::from(*public));
                 Command::SetVisibility
+            }
+            Request::SetHidden { hidden } => {
+                b.put_u8(u8::from(*hidden));
+                Command::SetHidden
             }
             Request::Deregister => Command::Deregister,
             Request::SetTags(json) => {

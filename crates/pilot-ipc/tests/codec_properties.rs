@@ -80,6 +80,7 @@ fn request() -> impl Strategy<Value = Request> {
         ".+".prop_map(Request::ResolveHostname),
         ".*".prop_map(Request::SetHostname),
         any::<bool>().prop_map(|public| Request::SetVisibility { public }),
+        any::<bool>().prop_map(|hidden| Request::SetHidden { hidden }),
         network.prop_map(Request::Network),
         managed.prop_map(Request::Managed),
         any::<u32>().prop_map(|node| Request::PreferDirect { node }),

@@ -100,6 +100,10 @@ impl Client {
     pub async fn set_visibility(&self, public: bool) -> Result<Value, ClientError> {
         self.request(&Request::SetVisibility { public }).await
     }
+    /// Extension: hides the node's name from all but trusted peers, or shows it.
+    pub async fn set_hidden(&self, hidden: bool) -> Result<Value, ClientError> {
+        self.request(&Request::SetHidden { hidden }).await
+    }
     /// Sets the node's tags.
     pub async fn set_tags(&self, tags: &[String]) -> Result<Value, ClientError> {
         self.request(&Request::SetTags(json_bytes(&tags)?)).await

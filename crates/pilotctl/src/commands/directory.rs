@@ -4,7 +4,7 @@ use super::listing::number;
 use super::reach::daemon_error;
 use super::status::without_endpoints;
 use super::text::safe;
-use crate::args::{Args, Run, Spec, Tier};
+use crate::args::{Args, Flag, Run, Spec, Tier};
 use crate::error::{CliError, CliResult, Code};
 use crate::names::Peer;
 use crate::output::Ctx;
@@ -86,6 +86,15 @@ pub const COMMANDS: &[Spec] = &[
         returns: "node_id, visibility",
         tier: Tier::Core,
         run: Run::Async(|ctx, _| Box::pin(set_visibility(ctx, false))),
+    },
+    Spec {
+        name: "set-hidden",
+        about: "let only trusted nodes find this one by name; --off for everybody",
+        args: &[],
+        flags: &[Flag::switch("off", "let everybody find the name")],
+        returns: "node_id, hidden",
+        tier: Tier::Core,
+        run: Run::Async(|ctx, args| Box::pin(set_hidden(ctx, args))),
     },
     Spec {
         name: "rotate-key",
@@ -232,6 +241,15 @@ async fn clear_tags(ctx: &Ctx) -> CliResult {
 async fn set_visibility(ctx: &Ctx, public: bool) -> CliResult {
     let client = ctx.client().await?;
     ctx.emit_data(client.set_visibility(public).await.map_err(daemon_error("set_visibility"))?)
+}
+
+async fn set_hidden(ctx: &Ctx, args: &Args) -> CliResult {
+    let hidden = !args.on("off");
+    let answer = ctx.client().await?.set_hidden(hidden).await.map_err(daemon_error("set_hidden"))?;
+    ctx.emit(json!({"node_id": answer["node_id"], "hidden": hidden}), |_| match hidden {
+        true => "name hidden: only trusted nodes find it".to_owned(),
+        false => "name shown: everybody finds it".to_owned(),
+    })
 }
 
 async fn rotate_key(ctx: &Ctx) -> CliResult {

@@ -156,10 +156,15 @@ async fn ping(ctx: &Ctx, args: &Args) -> CliResult {
         if !ctx.json {
             ctx.line(&probe_text(&ctx.style, seq, &addr.to_string(), &outcome, path, trace))?;
         }
-        if let Err(Lost::Dial(fault)) = outcome {
-            last_fault = Some(fault);
-        }
         results.push(result);
+        if let Err(Lost::Dial(fault)) = outcome {
+            let refused = matches!(fault, DialFault::Hidden(_)) && reach.trusted == Some(false);
+            last_fault = Some(fault);
+            if refused {
+                // The next probe would be refused alike: it is a matter of trust, not of the path.
+                break;
+            }
+        }
     }
     if let (Some(fault), true) = (&last_fault, rtts.is_empty()) {
         let error = reach.explain(fault, &format!("cannot ping {addr}"));

@@ -71,6 +71,15 @@ fn visibility_changes_at_once() {
 }
 
 #[test]
+fn a_hidden_name_is_unknown_to_strangers() {
+    let pair = Pair::private();
+    assert_eq!(pair.b.json(&["set-hidden"]).data(), json!({"node_id": 2, "hidden": true}));
+    assert_eq!(pair.a.json(&["find", "agent-beta"]).error()["code"], "not_found");
+    assert_eq!(pair.b.json(&["set-hidden", "--off"]).data(), json!({"node_id": 2, "hidden": false}));
+    assert_eq!(pair.a.json(&["find", "agent-beta"]).data()["node_id"], 2);
+}
+
+#[test]
 fn a_webhook_is_applied_and_kept_even_without_a_daemon() {
     let home = Home::new();
     let url = "https://example.org/hook";

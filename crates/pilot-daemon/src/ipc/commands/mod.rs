@@ -32,6 +32,7 @@ pub(super) async fn answer(hub: &Arc<Hub>, request: Request) -> Result<OutFrame,
         Request::SetVisibility { public } => {
             (Command::SetVisibility, record::set_visibility(hub, public).await?)
         }
+        Request::SetHidden { hidden } => (Command::SetHidden, record::set_hidden(hub, hidden).await?),
         Request::Deregister => (Command::Deregister, record::deregister(hub).await?),
         Request::SetTags(tags) => (Command::SetTags, record::set_tags(hub, &tags).await?),
         Request::SetWebhook(url) => (Command::SetWebhook, webhook::set(hub, &url)?),

@@ -21,6 +21,10 @@ pub(super) async fn set_visibility(hub: &Hub, public: bool) -> Result<Value, Str
     hub.node.set_public(public).await.map_err(labelled("set_visibility"))
 }
 
+pub(super) async fn set_hidden(hub: &Hub, hidden: bool) -> Result<Value, String> {
+    hub.node.set_hidden(hidden).await.map_err(labelled("set_hidden"))
+}
+
 pub(super) async fn deregister(hub: &Hub) -> Result<Value, String> {
     hub.node.deregister().await.map_err(labelled("deregister"))
 }
