@@ -158,9 +158,8 @@ async fn has_session(reach: &Reach<'_>) -> bool {
 
 fn random_id() -> Result<String, CliError> {
     let mut random = [0; 16];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut source| source.read_exact(&mut random))
-        .map_err(|e| CliError::io("/dev/urandom", &e))?;
+    aws_lc_rs::rand::fill(&mut random)
+        .map_err(|_| CliError::internal("the operating system gives no random numbers"))?;
     Ok(new_id(random))
 }
 
