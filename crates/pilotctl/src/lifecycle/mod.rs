@@ -3,6 +3,7 @@
 pub mod detach;
 pub mod lock;
 pub mod logfile;
+mod platform;
 pub mod rendezvous;
 pub mod stop;
 

@@ -1,11 +1,11 @@
 //! Stopping a process: asked first, forced after a while.
 
 use super::lock;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use super::platform::Process;
 use rustix::io::Errno;
-use rustix::process::{PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Signal, kill_process};
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long a process may take to end in order.
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -27,11 +27,7 @@ pub enum Stopped {
 pub fn terminate(number: u32) -> io::Result<Stopped> {
     let Some(pid) = lock::pid(number) else { return Ok(Stopped::Gone) };
     // Opened before the signal, so that the number cannot come to mean another process.
-    let handle = match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(handle) => handle,
-        Err(Errno::SRCH) => return Ok(Stopped::Gone),
-        Err(e) => return Err(e.into()),
-    };
+    let Some(process) = Process::open(pid)? else { return Ok(Stopped::Gone) };
     for (signal, limit, outcome) in
         [(Signal::TERM, GRACE, Stopped::Orderly), (Signal::KILL, FORCED, Stopped::Forced)]
     {
@@ -40,24 +36,11 @@ pub fn terminate(number: u32) -> io::Result<Stopped> {
             Err(Errno::SRCH) => return Ok(outcome),
             Err(e) => return Err(e.into()),
         }
-        if ends_within(&handle, limit)? {
+        if process.ends_within(limit)? {
             return Ok(outcome);
         }
     }
     Err(io::Error::new(io::ErrorKind::TimedOut, format!("process {number} does not end, even when killed")))
-}
-
-fn ends_within(handle: &rustix::fd::OwnedFd, limit: Duration) -> io::Result<bool> {
-    let deadline = Instant::now() + limit;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        match poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&timeout)) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -212,6 +212,15 @@ fn traffic_commands(daemon: Make) {
     let value: Value = serde_json::from_slice(&out.stdout).expect("JSON");
     assert_eq!(value["data"]["messages"][0]["data"], "inbound", "{value}");
 
+    let mut listener = a.ctl_spawn(cli, &["listen", "5100", "--count", "1", "--timeout", "20s", "--json"]);
+    wait_until("the listener got a datagram", Duration::from_secs(20), || {
+        b.ctl(b.make, &["dgram", "alpha", "5100", "--data", "crossed"]).data();
+        listener.try_wait().is_ok_and(|s| s.is_some())
+    });
+    let out = listener.wait_with_output().expect("listen ended");
+    let value: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    assert_eq!(value["data"]["messages"][0]["data"], "crossed", "{value}");
+
     let sent = a.ctl(cli, &["dgram", "beta", "5000", "--data", "hi"]).data();
     assert_eq!(sent["bytes"], 2);
     assert_eq!(sent["confirmed"], true);

@@ -29,6 +29,7 @@ pub struct Lab {
     holder: Child,
     rendezvous: Option<Child>,
     next_port: std::cell::Cell<u16>,
+    tls: bool,
 }
 
 /// A running daemon and its home.
@@ -107,7 +108,16 @@ impl Lab {
         lab
     }
 
-    pub fn without_rendezvous() -> Lab {
+    /// The same, with the registry behind TLS and its certificate pinned by the daemons.
+    pub fn with_tls() -> Lab {
+        let mut lab = Lab::without_rendezvous();
+        lab.tls = true;
+        lab.start_rendezvous();
+        wait_until("the fingerprint is known", Duration::from_secs(5), || lab.fingerprint().is_some());
+        lab
+    }
+
+    fn without_rendezvous() -> Lab {
         let dir = tempfile::Builder::new().prefix("pilot-lab-").tempdir().expect("temporary directory");
         let mut holder = Command::new("unshare")
             .args(["--net", "--kill-child", "--fork", "sh", "-c"])
@@ -131,7 +141,7 @@ impl Lab {
             !names.iter().any(|n| n.starts_with("eth") || n.starts_with("en")),
             "not isolated: {names:?}"
         );
-        Lab { dir, holder, rendezvous: None, next_port: std::cell::Cell::new(4001) }
+        Lab { dir, holder, rendezvous: None, next_port: std::cell::Cell::new(4001), tls: false }
     }
 
     fn netns(&self) -> u32 {
@@ -145,6 +155,7 @@ impl Lab {
             .args(["rendezvous", "start", "--foreground", "--registry-addr", "127.0.0.1:9000"])
             .args(["--beacon-addr", "127.0.0.1:9001", "--store"])
             .arg(&store)
+            .args(self.tls.then_some("--tls"))
             .env("HOME", self.dir.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log file"))
@@ -162,6 +173,13 @@ impl Lab {
                 .is_ok_and(|s| s.success())
         };
         wait_until("our rendezvous listens", Duration::from_secs(10), ready);
+    }
+
+    /// SHA-256 of the registry's certificate, as the rendezvous reports it.
+    fn fingerprint(&self) -> Option<String> {
+        let state = fs::read(self.dir.path().join("rendezvous.json")).ok()?;
+        let state: Value = serde_json::from_slice(&state).expect("the rendezvous writes JSON");
+        state["tls_fingerprint"].as_str().map(str::to_owned)
     }
 
     /// Stops the rendezvous (SIGTERM) and waits for its end.
@@ -184,6 +202,10 @@ impl Lab {
         flags.push(format!("127.0.0.1:{port}"));
         flags.extend(["-hostname".into(), name.to_owned(), "-email".into(), format!("{name}@example.com")]);
         flags.extend(extra.iter().map(|s| (*s).to_owned()));
+        if self.tls {
+            let fingerprint = self.fingerprint().expect("a rendezvous with TLS states its fingerprint");
+            flags.extend(["-registry-tls".to_owned(), "-registry-fingerprint".to_owned(), fingerprint]);
+        }
         let socket = home.join("pilot.sock");
         let mut daemon =
             Daemon { make, name: name.to_owned(), home, socket, netns: self.netns(), flags, child: None };

@@ -79,3 +79,13 @@ fn tunnels_outlive_the_rendezvous_and_registration_returns_by_itself() {
         a.ctl(Make::Ours, &["lookup", &id]).code == 0
     });
 }
+
+#[test]
+fn both_makes_register_and_trust_through_a_registry_behind_pinned_tls() {
+    let lab = Lab::with_tls();
+    let a = lab.daemon(Make::Ours, "alpha", &[]);
+    let b = lab.daemon(Make::Reference, "beta", &[]);
+    lab.trust(&a, &b);
+    a.ctl(Make::Ours, &["ping", "beta", "--count", "1"]).data();
+    b.ctl(Make::Reference, &["ping", "alpha", "--count", "1"]).data();
+}
