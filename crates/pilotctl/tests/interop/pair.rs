@@ -263,3 +263,29 @@ fn close_ends_the_stream_on_both_sides() {
         assert_eq!(value["data"]["messages"][0]["data"], "last words", "{value}");
     }
 }
+
+#[test]
+fn a_relay_only_node_is_reached_through_our_beacon_by_either_make() {
+    for relayed in [Make::Ours, Make::Reference] {
+        let lab = Lab::new();
+        let a = lab.daemon(relayed, "alpha", &["-relay-only"]);
+        let b = lab.daemon(Make::Ours, "beta", &[]);
+        let c = lab.daemon(Make::Reference, "gamma", &[]);
+        for caller in [&b, &c] {
+            lab.trust(caller, &a);
+            caller.ctl(caller.make, &["ping", "alpha", "--count", "2"]).data();
+            let bench = caller.ctl(caller.make, &["bench", "alpha", "1"]).data();
+            assert_eq!(bench["complete"], true, "{bench}");
+        }
+        // The reference keeps no such promise for itself (it may go direct when it is the caller); ours does.
+        let peers = b.ctl(Make::Ours, &["peers"]).data();
+        let path =
+            peers["peers"].as_array().and_then(|p| p.iter().find(|p| p["node_id"] == a.node_id()).cloned());
+        if relayed == Make::Ours {
+            assert_eq!(path.expect("the peer is listed")["relay"], true, "{peers}");
+            let own = a.ctl(Make::Ours, &["peers"]).data();
+            let all_relayed = own["peers"].as_array().is_some_and(|p| p.iter().all(|p| p["relay"] == true));
+            assert!(all_relayed, "a relay-only node shows its address to nobody: {own}");
+        }
+    }
+}
