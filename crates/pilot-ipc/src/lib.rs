@@ -17,9 +17,15 @@ pub use command::{Command, push};
 use std::path::PathBuf;
 
 /// The socket used when none is named: `$XDG_RUNTIME_DIR/pilot.sock` on Linux if that variable is not empty,
-/// else `/tmp/pilot.sock` (spec 07 section 1).
+/// else `/tmp/pilot.sock` (spec 07 section 1); `~/.pilot/pilot.sock` if that directory does not exist.
 pub fn default_socket() -> PathBuf {
-    socket_for(std::env::var_os("XDG_RUNTIME_DIR").filter(|_| cfg!(target_os = "linux")))
+    let usual = socket_for(std::env::var_os("XDG_RUNTIME_DIR").filter(|_| cfg!(target_os = "linux")));
+    if usual.parent().is_some_and(std::path::Path::is_dir) {
+        return usual;
+    }
+    let named = |name| std::env::var_os(name).filter(|home| !home.is_empty());
+    let home = named("PILOT_HOME").or_else(|| named("HOME")).unwrap_or_else(|| ".".into());
+    PathBuf::from(home).join(".pilot/pilot.sock")
 }
 
 fn socket_for(runtime_dir: Option<std::ffi::OsString>) -> PathBuf {

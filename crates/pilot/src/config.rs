@@ -99,9 +99,12 @@ pub enum StartError {
         /// Cause.
         error: std::io::Error,
     },
-    /// The registry could not be reached or refused.
+    /// The registry refused, or its certificate is not the one expected.
     #[error("register: registry: {0}")]
     Register(String),
+    /// The registry cannot be reached or does not answer; the text names it and the cause.
+    #[error("{0}")]
+    Unreachable(String),
     /// A setting is wrong.
     #[error("{0}")]
     Config(String),

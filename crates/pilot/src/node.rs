@@ -38,6 +38,8 @@ const DISCOVER: (Duration, Duration) = (Duration::from_millis(300), Duration::fr
 /// Pauses between attempts to reach the registry at start.
 const START_PAUSES: [Duration; 4] =
     [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
+/// No new attempt after this, however long the attempts themselves took.
+const START_PATIENCE: Duration = Duration::from_secs(8);
 /// Largest stream payload towards this host (bytes): a UDP datagram of 64 KiB less all headers.
 const LOOPBACK_PAYLOAD: usize = 61_440;
 /// Time the engine gets for the streams' goodbyes, and a little.
@@ -204,10 +206,12 @@ impl Node {
         let (connected, beacon) = tokio::join!(node.reach_registry(), node.discover(&mut questions));
         connected?;
         let refused = |e: RegistryError| match e {
-            RegistryError::Refused(text) | RegistryError::Unreachable(text) => StartError::Register(text),
-            RegistryError::TimedOut => {
-                StartError::Register("call timed out, connection likely half-open".into())
-            }
+            RegistryError::Refused(text) => StartError::Register(text),
+            RegistryError::Unreachable(text) => StartError::Unreachable(text),
+            RegistryError::TimedOut => StartError::Unreachable(format!(
+                "registry {} takes connections and does not answer",
+                shared.registry.address()
+            )),
         };
         shared.register().await.map_err(refused)?;
         tokio::join!(shared.announce(false), node.settle_beacon(beacon));
@@ -231,20 +235,23 @@ impl Node {
 
     async fn reach_registry(&self) -> Result<(), StartError> {
         let mut pauses = START_PAUSES.iter();
+        let began = Instant::now();
         loop {
             let error = match self.shared.registry.warm_up().await {
                 Ok(()) => return Ok(()),
-                Err(RegistryError::Refused(text) | RegistryError::Unreachable(text)) => text,
-                Err(RegistryError::TimedOut) => "dial timed out".into(),
+                Err(error) => error.to_string(),
             };
             // A wrong certificate does not become right by waiting.
-            let hopeless = error.contains("certificate");
-            match pauses.next() {
-                Some(pause) if !hopeless => {
-                    tracing::debug!(%error, "registry not reached yet");
+            if let Some(cause) = error.strip_prefix("registry: ").filter(|text| text.contains("certificate"))
+            {
+                return Err(StartError::Register(cause.to_owned()));
+            }
+            match pauses.next().filter(|_| began.elapsed() < START_PATIENCE) {
+                Some(pause) => {
+                    tracing::warn!("{error}; trying again in {} ms", pause.as_millis());
                     tokio::time::sleep(*pause).await;
                 }
-                _ => return Err(StartError::Register(error)),
+                None => return Err(StartError::Unreachable(error)),
             }
         }
     }

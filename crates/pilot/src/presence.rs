@@ -210,7 +210,8 @@ impl Shared {
         self.register().await?;
         self.announce(true).await;
         let (node, address, endpoint) = self.state(|s| (s.node, s.address, s.endpoint.clone()));
-        tracing::info!(node, %address, %endpoint, "registered again");
+        let registry = self.registry.address();
+        tracing::info!(%registry, node, %address, %endpoint, "registered again");
         self.publish(
             "node.reregistered",
             json!({"address": address.to_string(), "endpoint": endpoint, "node_id": node}),
@@ -278,7 +279,7 @@ impl Shared {
             if failures < FAILURES {
                 match self.heartbeat().await {
                     Ok(()) => {
-                        self.state(|s| s.registry_ok = true);
+                        self.registry_answers();
                         failures = 0;
                         pause = BACKOFF.0;
                         next = Instant::now() + keepalive;
@@ -322,9 +323,16 @@ impl Shared {
 
     fn registry_failed(&self, error: &RegistryError) {
         if self.state(|s| std::mem::replace(&mut s.registry_ok, false)) {
-            tracing::warn!(%error, "the registry does not answer heartbeats");
+            let registry = self.registry.address();
+            tracing::warn!(%registry, %error, "the registry is lost; trying again until it answers");
         } else {
             tracing::debug!(%error, "the registry still does not answer");
+        }
+    }
+
+    fn registry_answers(&self) {
+        if !self.state(|s| std::mem::replace(&mut s.registry_ok, true)) {
+            tracing::info!(registry = %self.registry.address(), "the registry answers again");
         }
     }
 
@@ -371,6 +379,7 @@ impl Shared {
             match Push::open(&self.registry, request).await {
                 Ok(mut push) => {
                     pause = BACKOFF.0;
+                    self.registry_answers();
                     // What came while nobody was told.
                     self.poll_handshakes_soon();
                     let cause = self.follow(&mut push).await;
@@ -379,6 +388,10 @@ impl Shared {
                 Err(RegistryError::Refused(text)) if text.starts_with("superseded:") => {
                     self.superseded(&text);
                     return;
+                }
+                // Noticed here long before the next heartbeat.
+                Err(error @ (RegistryError::Unreachable(_) | RegistryError::TimedOut)) => {
+                    self.registry_failed(&error);
                 }
                 Err(error) => tracing::debug!(%error, "no push subscription"),
             }

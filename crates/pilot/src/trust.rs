@@ -215,12 +215,26 @@ impl Shared {
             Action::SetTrusted(node, trusted) => {
                 if trusted {
                     self.trust.grants.fetch_add(1, Ordering::Relaxed);
+                } else {
+                    tracing::info!(peer = node, "trust has ended");
                 }
                 self.command(Command::Trusted(node, trusted));
             }
-            Action::Publish(name, data) => self.publish(name, data),
+            Action::Publish(name, data) => {
+                // Trust won and lost is logged where it takes effect.
+                if name.starts_with("handshake.") {
+                    tracing::info!(peer = %data["peer_node_id"], "{name}");
+                }
+                self.publish(name, data);
+            }
             Action::Save => self.trust.dirty.notify_one(),
-            Action::Wake(node, outcome) => drop(self.trust.outcomes.send((node, outcome))),
+            Action::Wake(node, outcome) => {
+                if outcome == Outcome::Trusted {
+                    tracing::info!(peer = node, "trusted now");
+                }
+                // Without a waiter there is nobody to wake.
+                let _ = self.trust.outcomes.send((node, outcome));
+            }
             Action::KeyChanged { node, pinned, shown } => {
                 let text = pilot_proto::crypto::base64;
                 self.warn(format!(

@@ -41,11 +41,34 @@ impl Env {
         }
     }
 
-    /// The socket when nothing names one: `$XDG_RUNTIME_DIR/pilot.sock`, else `/tmp/pilot.sock` (spec 07 section 1).
+    /// The socket when nothing names one: `$XDG_RUNTIME_DIR/pilot.sock`, else `/tmp/pilot.sock` (spec 07 section 1); in the
+    /// home of Pilot if that directory does not exist.
     pub fn default_socket(&self) -> PathBuf {
-        match self.get("XDG_RUNTIME_DIR") {
-            Some(dir) if cfg!(target_os = "linux") => PathBuf::from(dir).join("pilot.sock"),
-            _ => PathBuf::from("/tmp/pilot.sock"),
+        let dir = match self.get("XDG_RUNTIME_DIR") {
+            Some(dir) if cfg!(target_os = "linux") => PathBuf::from(dir),
+            _ => PathBuf::from("/tmp"),
+        };
+        match dir.is_dir() {
+            true => dir.join("pilot.sock"),
+            false => self.pilot_home().join("pilot.sock"),
         }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_runtime_directory_the_socket_is_at_home() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = dir.path().join("runtime");
+        let env = Env::from_pairs([
+            ("XDG_RUNTIME_DIR".into(), runtime.display().to_string()),
+            ("HOME".into(), dir.path().display().to_string()),
+        ]);
+        assert_eq!(env.default_socket(), dir.path().join(".pilot/pilot.sock"));
+        std::fs::create_dir(&runtime).unwrap();
+        assert_eq!(env.default_socket(), runtime.join("pilot.sock"));
     }
 }

@@ -24,7 +24,7 @@ pub enum SocketError {
         reason: String,
     },
     /// The file system refused.
-    #[error("cannot create the IPC socket {}: {error}", path.display())]
+    #[error("cannot create the IPC socket {}: {error}; choose another path with --socket", path.display())]
     Io {
         /// The path.
         path: PathBuf,

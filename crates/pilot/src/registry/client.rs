@@ -145,7 +145,7 @@ impl Client {
         let result = match timeout(DIAL, self.dial()).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(cause)) => Err(cause),
-            Err(_) => Err(format!("dial {}: timed out after {} s", self.address, DIAL.as_secs())),
+            Err(_) => Err(self.no_way(format_args!("timed out after {} s", DIAL.as_secs()))),
         };
         let mut failing = lock(&self.failing);
         match result {
@@ -165,16 +165,26 @@ impl Client {
     async fn dial(&self) -> Result<Box<dyn Io>, String> {
         let stream = TcpStream::connect((&self.host[..], self.port))
             .await
-            .map_err(|e| format!("dial {}: {e}", self.address))?;
+            .map_err(|e| self.no_way(format_args!("{}", plain(&e))))?;
         let _ = stream.set_nodelay(true);
         let Some(config) = &self.tls else { return Ok(Box::new(stream)) };
         let name = rustls::pki_types::ServerName::try_from(self.host.clone())
-            .map_err(|e| format!("dial {}: {e}", self.address))?;
+            .map_err(|e| self.no_way(format_args!("{e}")))?;
         let stream = tokio_rustls::TlsConnector::from(config.clone())
             .connect(name, stream)
             .await
-            .map_err(|e| tls::cause(&e))?;
+            .map_err(|e| format!("registry: {}", tls::cause(&e)))?;
         Ok(Box::new(stream))
+    }
+
+    /// No connection to the registry, and why.
+    fn no_way(&self, cause: std::fmt::Arguments<'_>) -> String {
+        format!("registry {} cannot be reached: {cause}", self.address)
+    }
+
+    /// A connection that was there failed.
+    pub(super) fn lost(&self, cause: &str) -> RegistryError {
+        RegistryError::Unreachable(format!("registry {}: connection lost: {cause}", self.address))
     }
 
     fn put_back(&self, connection: Box<dyn Io>) {
@@ -197,7 +207,7 @@ impl Client {
     /// Sends one request and waits for its answer.
     pub(crate) async fn request(&self, request: Value) -> Result<Value, RegistryError> {
         let mut answers = self.batch(std::slice::from_ref(&request)).await?;
-        answers.pop().unwrap_or_else(|| Err(RegistryError::Unreachable("no answer".into())))
+        answers.pop().unwrap_or_else(|| Err(self.lost("no answer")))
     }
 
     /// Sends requests in one go and waits for all answers: one round trip. The outer error is that of the
@@ -208,11 +218,12 @@ impl Client {
     ) -> Result<Vec<Result<Value, RegistryError>>, RegistryError> {
         let mut bytes = Vec::with_capacity(512);
         for request in requests {
-            frame::put(request, &mut bytes).map_err(RegistryError::Unreachable)?;
+            frame::put(request, &mut bytes)
+                .map_err(|e| RegistryError::Unreachable(format!("registry: {e}")))?;
         }
         let limit = requests.iter().map(limit).max().unwrap_or(SHORT);
         let repeatable = requests.iter().all(repeatable);
-        let _permit = self.permits.acquire().await.map_err(|e| RegistryError::Unreachable(e.to_string()))?;
+        let _permit = self.permits.acquire().await.map_err(|e| self.lost(&e.to_string()))?;
         if let Some(connection) = self.take_idle() {
             match self.exchange(connection, &bytes, requests.len(), limit).await {
                 Ok(answers) => return Ok(answers),
@@ -222,7 +233,7 @@ impl Client {
                     return Err(RegistryError::TimedOut);
                 }
                 Err(Attempt::Unanswered(cause)) if !repeatable => {
-                    return Err(RegistryError::Unreachable(cause));
+                    return Err(self.lost(&cause));
                 }
                 Err(Attempt::NotSent(_) | Attempt::Unanswered(_)) => {}
             }
@@ -231,9 +242,7 @@ impl Client {
         match self.exchange(connection, &bytes, requests.len(), limit).await {
             Ok(answers) => Ok(answers),
             Err(Attempt::TimedOut) => Err(RegistryError::TimedOut),
-            Err(Attempt::NotSent(cause) | Attempt::Unanswered(cause)) => {
-                Err(RegistryError::Unreachable(cause))
-            }
+            Err(Attempt::NotSent(cause) | Attempt::Unanswered(cause)) => Err(self.lost(&cause)),
         }
     }
 
@@ -282,6 +291,17 @@ pub(super) fn judge(answer: Map<String, Value>) -> Result<Value, RegistryError> 
         return Err(RegistryError::Refused("malformed response (missing \"type\" field)".into()));
     }
     Ok(Value::Object(answer))
+}
+
+/// The cause of a failed connect in plain words, without the number of the operating system's error.
+fn plain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        io::ErrorKind::TimedOut => "timed out".to_owned(),
+        io::ErrorKind::HostUnreachable => "no route to that host".to_owned(),
+        io::ErrorKind::NetworkUnreachable => "no route to that network".to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 /// Nothing to read and not closed: an answer may be expected on it.

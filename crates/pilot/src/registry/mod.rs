@@ -17,8 +17,8 @@ pub enum RegistryError {
     /// The registry answered with an error; its text.
     #[error("registry: {0}")]
     Refused(String),
-    /// No connection, or it broke.
-    #[error("registry: {0}")]
+    /// No connection, or it broke; the text names the registry.
+    #[error("{0}")]
     Unreachable(String),
     /// No answer in time.
     #[error("registry: call timed out, connection likely half-open")]

@@ -50,18 +50,17 @@ impl Push {
     pub(crate) async fn open(client: &Client, request: Value) -> Result<Push, RegistryError> {
         let mut connection = client.connect().await?;
         let mut bytes = Vec::new();
-        frame::put(&request, &mut bytes).map_err(RegistryError::Unreachable)?;
+        frame::put(&request, &mut bytes).map_err(|e| RegistryError::Unreachable(format!("registry: {e}")))?;
         let exchange = async {
             connection.write_all(&bytes).await?;
             connection.flush().await?;
             frame::read(&mut connection).await
         };
-        let broken = |e: String| RegistryError::Unreachable(e);
         let answer = match timeout(ANSWER, exchange).await {
-            Ok(answer) => answer.map_err(|e| broken(e.to_string()))?,
+            Ok(answer) => answer.map_err(|e| client.lost(&e.to_string()))?,
             Err(_) => return Err(RegistryError::TimedOut),
         };
-        let answer = Value::Object(answer.ok_or_else(|| broken("connection closed".into()))?);
+        let answer = Value::Object(answer.ok_or_else(|| client.lost("closed by the registry"))?);
         if let Some(error) = answer["error"].as_str() {
             return Err(RegistryError::Refused(error.to_owned()));
         }

@@ -11,8 +11,8 @@ use crate::output::Ctx;
 use pilot_daemon::config::{ConfigFile, keys};
 use serde_json::{Value, json};
 
-/// Most tags the command takes (the reference's limit; registries allow more).
-const MAX_TAGS: usize = 3;
+/// Most tags a node may have (the registry's limit).
+const MAX_TAGS: usize = 10;
 
 pub const COMMANDS: &[Spec] = &[
     Spec {
@@ -53,7 +53,7 @@ pub const COMMANDS: &[Spec] = &[
     },
     Spec {
         name: "set-tags",
-        about: "say what this node can do, in up to 3 tags",
+        about: "say what this node can do, in up to 10 tags",
         args: &["<tag...>"],
         flags: &[],
         returns: "node_id, tags[]",

@@ -1,5 +1,6 @@
 //! `daemon` and `rendezvous`: processes that start, are found, and stop (spec 08 section 1.14).
 
+use crate::pair::until;
 use crate::support::Home;
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
@@ -26,7 +27,7 @@ fn a_new_home_starts_alone_with_a_local_rendezvous_that_outlives_the_daemon() {
             "  Address:  0:0000.0000.0001",
             "  Hostname: my-agent",
             "  Tags:     mcp, finance",
-            "  Transport: udp",
+            "  Network:  udp",
             &format!("  Socket:   {}", home.path().join("pilot.sock").display()),
             &format!("  Logs:     {}", home.file("pilot.log").display()),
         ]
@@ -171,8 +172,41 @@ fn a_registry_that_does_not_answer_is_an_error_and_no_daemon_stays() {
     let begun = Instant::now();
     let error = home.json(&["daemon", "start", "--registry", &registry, "--wait", "300ms"]).error();
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    assert!(["timeout", "connection_failed"].contains(&error["code"].as_str().unwrap()), "{error}");
+    assert_eq!(error["code"], "timeout");
+    assert!(error["hint"].as_str().unwrap().contains(&registry), "{error}");
     assert_eq!(home.json(&["daemon", "stop"]).error()["code"], "not_running");
+}
+
+#[test]
+fn a_registry_that_refuses_connections_is_named_with_the_cause() {
+    let home = Home::new();
+    let registry = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let error = home.json(&["daemon", "start", "--registry", &registry]).error();
+    let cause = format!("registry {registry} cannot be reached: connection refused");
+    assert_eq!(error["message"], format!("daemon start: {cause}"));
+    let log = fs::read_to_string(home.file("pilot.log")).unwrap();
+    let retries =
+        log.lines().filter(|l| l.contains("WARN") && l.contains(&cause) && l.contains("trying again in"));
+    assert!(retries.count() > 0, "{log}");
+}
+
+#[test]
+fn the_log_tells_of_a_registry_lost_and_found_again() {
+    let (home, hub) = (Home::new(), Home::new());
+    let start = |registry: &str, beacon: &str| {
+        hub.json(&["rendezvous", "start", "--registry-addr", registry, "--beacon-addr", beacon]).data()
+    };
+    let at = start("127.0.0.1:0", "127.0.0.1:0");
+    let (registry, beacon) = (at["registry_addr"].as_str().unwrap(), at["beacon_addr"].as_str().unwrap());
+    home.json(&["daemon", "start", "--registry", registry, "--beacon", beacon]).data();
+    let logged = |level: &str, text: &str| {
+        let log = fs::read_to_string(home.file("pilot.log")).unwrap();
+        log.lines().any(|l| l.contains(level) && l.contains(text) && l.contains(registry))
+    };
+    hub.json(&["rendezvous", "stop"]).data();
+    until("the loss is logged", || logged("WARN", "the registry is lost"));
+    start(registry, beacon);
+    until("the return is logged", || logged("INFO", "the registry answers again"));
 }
 
 #[test]

@@ -54,8 +54,10 @@ fn tags_work_with_and_without_extras() {
     let set = pair.a.json(&["set-tags", "mcp", "#finance"]).data();
     assert_eq!(set, json!({"node_id": 1, "tags": ["mcp", "finance"]}));
     assert_eq!(pair.a.run(&["extras", "set-tags", "mcp"]).stdout, "tags set: #mcp\n");
-    let error = pair.a.json(&["set-tags", "a", "b", "c", "d"]).error();
-    assert_eq!(error["message"], "set-tags: maximum 3 tags allowed, got 4");
+    let eleven = ["set-tags", "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k"];
+    assert_eq!(pair.a.json(&eleven[..11]).data()["tags"].as_array().map(Vec::len), Some(10));
+    let error = pair.a.json(&eleven).error();
+    assert_eq!(error["message"], "set-tags: maximum 10 tags allowed, got 11");
     assert_eq!(pair.a.json(&["clear-tags"]).data(), json!({"node_id": 1, "tags": []}));
 }
 

@@ -89,6 +89,16 @@ fn a_node_does_not_ask_itself() {
 fn untrust_ends_trust_on_both_sides_once() {
     let pair = Pair::private().trust();
     assert_eq!(pair.a.json(&["untrust", "2"]).data(), json!({"node_id": 2}));
+    for (home, peer) in [(&pair.a, 2), (&pair.b, 1)] {
+        let logged = |text: &str| {
+            let log = std::fs::read_to_string(home.file("pilot.log")).unwrap();
+            log.lines()
+                .any(|l| l.contains("INFO") && l.contains(text) && l.ends_with(&format!("peer={peer}")))
+        };
+        until("both logs tell that trust was won and has ended", || {
+            logged("trusted now") && logged("trust has ended")
+        });
+    }
     until("the peer forgets too", || pair.b.json(&["trust"]).data()["total"] == 0);
     let error = pair.a.json(&["untrust", "2"]).error();
     assert_eq!(error["code"], "connection_failed");

@@ -86,7 +86,10 @@ fn check_socket(socket: &Path) -> Result<(), CliError> {
             Code::AlreadyExists,
             format!("daemon is already running (socket {} is active)", socket.display()),
         )
-        .hint("stop it first with: pilotctl daemon stop")),
+        .hint(
+            "stop it first with: pilotctl daemon stop; for a second node: --socket FILE and a home of its own \
+             (PILOT_HOME=DIR)",
+        )),
         Err(_) => Ok(()),
     }
 }
@@ -145,7 +148,14 @@ fn start(ctx: &Ctx, args: &Args) -> CliResult {
     let progress = ctx.spinner("starting the daemon");
     let launched = launch.start();
     drop(progress);
-    let (pid, mut data) = launched?;
+    let (pid, mut data) = launched.map_err(|error| match error.code {
+        Code::Timeout => error.hint(format!(
+            "does the registry {} answer? The log says more: {}",
+            choice.registry,
+            log.display()
+        )),
+        _ => error,
+    })?;
     data["pid"] = json!(pid);
     data["socket"] = json!(config.socket);
     data["log_file"] = json!(log);
@@ -170,7 +180,7 @@ fn running_text(data: &Value, pid: u32, socket: &Path, log: &Path) -> String {
     if !tags.is_empty() {
         out.push_str(&format!("  Tags:     {}\n", tags.join(", ")));
     }
-    out.push_str(&format!("  Transport: {}\n", field("transport")));
+    out.push_str(&format!("  Network:  {}\n", field("transport")));
     out.push_str(&format!("  Socket:   {}\n  Logs:     {}", socket.display(), log.display()));
     out
 }
