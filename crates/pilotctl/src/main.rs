@@ -118,6 +118,8 @@ fn unknown(ctx: &Ctx, words: &[String]) -> u8 {
         ctx.error(&error);
         return 1;
     }
-    eprintln!("{}\n\n{}", error.message, help::overview());
+    // The error last: the overview is longer than many screens.
+    eprintln!("{}\n", help::overview());
+    ctx.error(&error);
     error.exit
 }

@@ -84,8 +84,11 @@ fn key(bytes: Vec<u8>) -> Result<Key, StoreError> {
 }
 
 impl Sqlite {
-    /// Opens or creates the file and brings its schema up to date.
+    /// Opens or creates the file (private: it holds who trusts whom) and brings its schema up to date.
     pub fn open(path: &Path) -> Result<Sqlite, StoreError> {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        // SQLite makes the files beside it with the same mode. A path it cannot have is its own error to tell.
+        let _ = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         Sqlite::prepare(Connection::open(path)?)
     }
 

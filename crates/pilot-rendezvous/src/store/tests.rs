@@ -207,3 +207,17 @@ fn strange_files_are_refused_with_a_reason() {
     let _held = Sqlite::open(&used).unwrap();
     assert!(open(&used).contains("another process uses this store"), "{}", open(&used));
 }
+
+#[test]
+fn a_new_store_is_private() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rendezvous.db");
+    let mut store = Sqlite::open(&path).unwrap();
+    store.commit(&[node(1)]).unwrap();
+    let files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap()).collect();
+    assert!(files.len() > 1, "the log is a file beside it: {files:?}");
+    for file in files {
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
+    }
+}

@@ -2,6 +2,7 @@
 
 use crate::args::{Args, Flag, Run, Spec, Tier};
 use crate::error::{CliError, CliResult};
+use crate::lifecycle::no_home;
 use crate::output::Ctx;
 use pilot_daemon::config::ConfigFile;
 use pilot_daemon::config::keys::{self, Effect};
@@ -35,7 +36,7 @@ pub const COMMANDS: &[Spec] = &[
 ];
 
 fn save(file: &ConfigFile) -> Result<(), CliError> {
-    file.save().map_err(|e| CliError::io(format!("write {}", file.path().display()), &e))
+    file.save().map_err(|e| no_home(CliError::io(format!("write {}", file.path().display()), &e)))
 }
 
 fn parse(name: &str, text: &str) -> Result<Option<Value>, CliError> {

@@ -68,6 +68,9 @@ struct Served {
 
 async fn recv(ctx: &Ctx, args: &Args) -> CliResult {
     let port = value::parse_port(args.required(0))?;
+    if port == 0 {
+        return Err(CliError::invalid("recv: port 0 cannot be served").hint("ports are 1 to 65535"));
+    }
     let exec = args.value("exec").map(str::to_owned);
     let count = match (args.given("count"), &exec) {
         (false, Some(_)) => None,

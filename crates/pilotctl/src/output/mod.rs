@@ -55,7 +55,7 @@ impl Ctx {
             CliError::invalid(e.to_string()).hint("mend or remove the file; pilotctl init writes a new one")
         })?;
         for key in config.unknown_keys() {
-            self.warn(&format!("{}: unknown key {key:?} is ignored", config.path().display()));
+            self.warn(&format!("warning: {}: unknown key {key:?} is ignored", config.path().display()));
         }
         Ok(self.config.get_or_init(|| config))
     }

@@ -48,7 +48,9 @@ fn an_unknown_command_is_status_2_as_text_and_1_as_json() {
     let home = Home::new();
     let text = home.run(&["fnid", "x"]);
     assert_eq!((text.code, text.stdout.as_str()), (2, ""));
-    assert!(text.stderr.starts_with("unknown command: fnid\n\n"), "{text:?}");
+    assert!(text.stderr.contains("Usage: pilotctl"), "{text:?}");
+    let last = "\n\nerror: unknown command: fnid\nhint:  run 'pilotctl context' for the full command list\n";
+    assert!(text.stderr.ends_with(last), "the error is what stays on the screen: {text:?}");
     let error = home.json(&["fnid", "x"]).error();
     assert_eq!(error["code"], "invalid_argument");
     assert_eq!(error["hint"], "run 'pilotctl context' for the full command list");
@@ -107,6 +109,24 @@ fn the_catalogue_lists_exactly_the_commands_that_parse() {
     assert_eq!(entry, commands["daemon stop"]);
     let error = home.json(&["context", "nothing"]).error();
     assert_eq!(error["code"], "not_found");
+}
+
+#[test]
+fn a_home_that_cannot_be_written_is_an_error_with_a_way_out() {
+    let home = Home::new();
+    // Where not even root can make a directory.
+    for args in [&["--json", "daemon", "start"][..], &["--json", "init"]] {
+        let error = home.run_with(args, &[("PILOT_HOME", "/proc")]).error();
+        assert!(error["message"].as_str().unwrap().contains("/proc/.pilot"), "{error}");
+        assert!(error["hint"].as_str().unwrap().contains("PILOT_HOME=DIR"), "{error}");
+    }
+}
+
+#[test]
+fn port_0_is_no_port_to_serve() {
+    let home = Home::new();
+    let error = home.json(&["recv", "0"]).error();
+    assert_eq!(error["message"], "recv: port 0 cannot be served");
 }
 
 #[test]
