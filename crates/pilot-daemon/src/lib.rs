@@ -1,6 +1,6 @@
 //! A Pilot node with its IPC server, built-in services and lifecycle.
 //!
-//! [`run`] is the whole life of a daemon process; [`Daemon`] is the same without signals, to embed.
+//! [`Daemon`] is all of it without signals and logging, which belong to the process it runs in.
 
 #![forbid(unsafe_code)]
 
@@ -8,7 +8,6 @@ mod account;
 pub mod config;
 mod envelope;
 mod ipc;
-pub mod logging;
 pub mod services;
 
 pub use config::DaemonConfig;
@@ -19,7 +18,6 @@ use pilot::Node;
 use services::Services;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -27,15 +25,6 @@ use tokio::task::JoinHandle;
 const STOP: Duration = Duration::from_millis(500);
 /// How often the memberships shown in Info are asked for anew.
 const NETWORKS_EVERY: Duration = Duration::from_secs(600);
-
-/// Why a daemon ended although nothing failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExitReason {
-    /// SIGINT.
-    Interrupted,
-    /// SIGTERM.
-    Terminated,
-}
 
 /// Why a daemon did not start.
 #[derive(Debug, thiserror::Error)]
@@ -49,52 +38,6 @@ pub enum DaemonError {
     /// A setting is wrong.
     #[error("daemon start: {0}")]
     Config(String),
-    /// Signals cannot be received.
-    #[error("daemon start: signals: {0}")]
-    Signals(std::io::Error),
-}
-
-/// Runs a daemon until SIGINT or SIGTERM; SIGHUP is ignored. `ready` is called when the node is registered and the socket
-/// answers.
-pub async fn run(config: DaemonConfig, ready: impl FnOnce(&Node)) -> Result<ExitReason, DaemonError> {
-    logging::init(&config.log_level, config.log_format);
-    let mut signals = Signals::new().map_err(DaemonError::Signals)?;
-    let daemon = tokio::select! {
-        daemon = Daemon::start(config) => daemon?,
-        reason = signals.next() => return Ok(reason),
-    };
-    ready(daemon.node());
-    let reason = signals.next().await;
-    tracing::info!(?reason, "stopping");
-    daemon.shutdown().await;
-    Ok(reason)
-}
-
-/// The signals a daemon acts on.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Signals> {
-        Ok(Signals {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> ExitReason {
-        loop {
-            tokio::select! {
-                _ = self.interrupt.recv() => return ExitReason::Interrupted,
-                _ = self.terminate.recv() => return ExitReason::Terminated,
-                _ = self.hangup.recv() => tracing::info!("SIGHUP ignored"),
-            }
-        }
-    }
 }
 
 /// A running daemon. Dropped without [`Daemon::shutdown`] it stops too, but in the background.

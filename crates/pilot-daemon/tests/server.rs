@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Raw, config, daemon, daemon_with, rendezvous, text_of, within};
-use pilot_daemon::{Daemon, DaemonError, ExitReason, SocketError};
+use pilot_daemon::{Daemon, DaemonError, SocketError};
 use pilot_ipc::frame::MAX_FRAME;
 use pilot_ipc::request::Request;
 use pilot_ipc::{Client, ClientError};
@@ -131,28 +131,4 @@ async fn the_client_after_the_last_is_closed_at_once() {
         }
     })
     .await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sigterm_ends_the_daemon_and_sighup_does_not() {
-    let server = rendezvous().await;
-    let dir = tempfile::tempdir().unwrap();
-    let config = config(&server, &dir);
-    let socket = config.socket.clone();
-    let (ready, is_ready) = tokio::sync::oneshot::channel();
-    let running = tokio::spawn(pilot_daemon::run(config, |node| {
-        let _ = ready.send(node.node_id());
-    }));
-    let node = within(is_ready).await.unwrap();
-    let kill = |signal: &str| {
-        let status =
-            std::process::Command::new("kill").args([signal, &std::process::id().to_string()]).status();
-        assert!(status.unwrap().success());
-    };
-    kill("-HUP");
-    let client = Client::connect(&socket).await.unwrap();
-    assert_eq!(client.info().await.unwrap()["node_id"], node);
-    kill("-TERM");
-    assert_eq!(within(running).await.unwrap().unwrap(), ExitReason::Terminated);
-    assert!(!socket.exists());
 }

@@ -43,8 +43,4 @@ pub struct DaemonConfig {
     pub admin_token: Option<String>,
     /// Where events are posted.
     pub webhook: Option<String>,
-    /// `trace`, `debug`, `info`, `warn` or `error`.
-    pub log_level: String,
-    /// How log lines are written.
-    pub log_format: LogFormat,
 }

@@ -290,7 +290,8 @@ impl<'a> Settings<'a> {
         let Some(listen) = keys::listen_addr(&listen) else {
             return Err(SettingError::plain("listen must be a host:port address"));
         };
-        let logging = self.logging()?;
+        // Not part of it, and checked with it.
+        self.logging()?;
         Ok(DaemonConfig {
             node: NodeConfig {
                 registry: registry.to_owned(),
@@ -322,8 +323,6 @@ impl<'a> Settings<'a> {
             dataexchange_b64: self.on("dataexchange_b64", false)?,
             admin_token: self.text("admin_token")?,
             webhook: self.text("webhook")?,
-            log_level: logging.level,
-            log_format: logging.format,
         })
     }
 }

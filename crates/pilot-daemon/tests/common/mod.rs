@@ -3,7 +3,6 @@
 
 use bytes::Bytes;
 use pilot::NodeConfig;
-use pilot_daemon::config::LogFormat;
 use pilot_daemon::{Daemon, DaemonConfig};
 use pilot_ipc::Client;
 use pilot_ipc::frame::{Frame, FrameReader, OutFrame};
@@ -54,8 +53,6 @@ pub fn config(server: &Server, dir: &TempDir) -> DaemonConfig {
         dataexchange_b64: false,
         admin_token: None,
         webhook: None,
-        log_level: "warn".into(),
-        log_format: LogFormat::Text,
     }
 }
 

@@ -4,7 +4,7 @@ use crate::pair::until;
 use crate::support::Home;
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The process runs; one that has ended and waits to be reaped does not.
@@ -230,6 +230,9 @@ fn the_foreground_daemon_ends_in_order_on_sigterm_and_can_be_stopped_by_command(
     while home.run(&["daemon", "status", "--check"]).code != 0 {
         assert!(Instant::now() < deadline, "the daemon never answered");
     }
+    let hung_up = Command::new("kill").args(["-HUP", &daemon.id().to_string()]).status();
+    assert!(hung_up.expect("kill runs").success());
+    assert_eq!(home.run(&["daemon", "status", "--check"]).code, 0, "a hang-up ends nothing");
     let stopped = home.json(&["daemon", "stop"]).data();
     assert_eq!(stopped["pid"], daemon.id());
     assert_eq!(daemon.wait().unwrap().code(), Some(0));
