@@ -117,18 +117,25 @@ impl Conn {
         true
     }
 
-    /// Ends both directions: what was written is sent, then FIN.
+    /// The application ends both directions and reads no more: what was written is sent, then FIN.
     pub(super) fn close(&mut self, cx: &mut Context<'_>) {
+        if self.state == State::Open && self.closing.want != Want::Close && self.own.is_some() {
+            self.recv.discard();
+        }
+        self.begin_close(cx);
+    }
+
+    /// The same by this side's own decision: what was received can still be read.
+    pub(super) fn begin_close(&mut self, cx: &mut Context<'_>) {
         if self.state != State::Open || self.closing.want == Want::Close {
             return;
         }
         self.closing.want = Want::Close;
         self.closing.progress_at = Some(cx.now);
-        if self.own.is_some() {
-            self.recv.discard();
-            if let Some(fin) = self.closing.peer_fin.filter(|fin| fin.both) {
-                return self.accept_fin(cx, fin);
-            }
+        if self.own.is_some()
+            && let Some(fin) = self.closing.peer_fin.filter(|fin| fin.both)
+        {
+            return self.accept_fin(cx, fin);
         }
         if self.closing.first_fin.is_some() {
             // Our direction has ended already; the peer must learn that the other one has, too.

@@ -450,7 +450,7 @@ impl Conn {
         }
         if idle >= cx.config.idle_timeout || self.keepalives >= MAX_KEEPALIVES {
             self.closing.reason = Some(CloseReason::Idle);
-            self.close(cx);
+            self.begin_close(cx);
             return;
         }
         self.recv.shrink();
