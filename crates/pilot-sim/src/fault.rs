@@ -87,14 +87,12 @@ impl World {
             true => Err(Violation::TooMuch { node, what, count, bound }),
             false => Ok(()),
         };
-        bound("peers", engine.peers().len() as u64, self.nodes.len() as u64)?;
-        let connections = engine.connections();
+        let sizes = engine.sizes();
         let mine = self.streams.iter().filter(|s| s.plan.client == n || s.plan.server == n).count();
-        bound("connections", connections.len() as u64, mine as u64)?;
-        for conn in &connections {
-            bound("pieces out of order", conn.ooo_buf, MAX_PIECES)?;
-            bound("unacknowledged segments", conn.unacked, MAX_UNACKED)?;
-        }
+        bound("peers", sizes.peers as u64, self.nodes.len() as u64)?;
+        bound("connections", sizes.connections as u64, mine as u64)?;
+        bound("pieces out of order", sizes.pieces, MAX_PIECES)?;
+        bound("unacknowledged segments", sizes.unacked, MAX_UNACKED)?;
         let conns: Vec<(u32, usize)> = self.nodes[n].conns.values().copied().collect();
         for (id, side) in conns {
             let sides = &self.streams[id as usize].sides;

@@ -7,7 +7,7 @@
 //! What must hold at every step is in [`Violation`]; `check` says how it is observed. [`Sabotage`] breaks the
 //! harness on purpose, to show that each check notices.
 //!
-//! - `plan`: what a seed means. `world`: the event loop. `app`: streams. `fault`: faults and bounds.
+//! - `process`: what runs at a node. `plan`: what a seed means. `world`: the event loop. `app`: streams. `fault`: faults and bounds.
 //! - `net`: links and NATs. `beacon`: a model of it. `check`: invariants.
 
 mod app;
@@ -16,6 +16,7 @@ mod check;
 mod fault;
 mod net;
 mod plan;
+mod process;
 mod report;
 mod rng;
 mod world;

@@ -1,6 +1,7 @@
 //! What happens in a world, drawn from its seed before it starts.
 
 use crate::net::{Link, Micros, NatKind, SECOND};
+use crate::process::NodeKind;
 use crate::rng::Rng;
 use std::collections::BTreeSet;
 
@@ -122,6 +123,8 @@ pub struct DatagramPlan {
 /// A node's surroundings.
 #[derive(Debug, Clone)]
 pub struct NodePlan {
+    /// What it runs.
+    pub kind: NodeKind,
     /// Its NAT.
     pub nat: NatKind,
     /// Its link.
@@ -166,7 +169,7 @@ fn node(rng: &mut Rng, calm: bool) -> NodePlan {
         duplicate: dirty(rng, 3_000),
         ..Link::default()
     };
-    NodePlan { nat, link, public: rng.chance(700_000) }
+    NodePlan { kind: NodeKind::Ours, nat, link, public: rng.chance(700_000) }
 }
 
 fn fault(rng: &mut Rng, count: usize) -> (Fault, Micros) {

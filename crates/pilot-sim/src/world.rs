@@ -5,10 +5,11 @@ use crate::beacon::Beacon;
 use crate::check::{Sabotage, Taken, Violation, Wire, pattern};
 use crate::net::{Flight, Micros, Nat, Network, Place, SECOND, beacon_addr};
 use crate::plan::{FAULTS_END, Plan, StreamPlan};
+use crate::process::{self, Process};
 use crate::report::Report;
 use crate::rng::Rng;
 use pilot_proto::crypto::Identity;
-use pilot_proto::engine::{Config, Engine, Event, Output, Route};
+use pilot_proto::engine::{Event, Output, Route};
 use pilot_proto::stream::ConnId;
 use pilot_proto::{Addr, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -79,7 +80,7 @@ pub struct Node {
     /// Its key pair, which survives restarts.
     pub identity: Arc<Identity>,
     /// Its process, if it runs.
-    pub engine: Option<Engine>,
+    pub engine: Option<Box<dyn Process>>,
     /// Number of its process.
     pub life: u32,
     /// How far its clock is ahead.
@@ -240,7 +241,7 @@ impl World {
         self.run_until(end, |w| w.nodes.iter().all(|n| n.strangers.is_empty()))?;
         self.run_until(self.now + LINGER, |_| false)?;
         for (i, node) in self.nodes.iter().enumerate() {
-            let left = node.engine.as_ref().map_or(0, |e| e.connections().len());
+            let left = node.engine.as_ref().map_or(0, |e| e.sizes().connections);
             if left > 0 {
                 let (node, count) = (i as u32 + 1, left as u64);
                 return Err(Violation::TooMuch { node, what: "connections after the end", count, bound: 0 });
@@ -323,11 +324,16 @@ impl World {
         }
     }
 
-    fn answer(&mut self, n: usize, life: u32, f: impl FnOnce(&mut Engine, Instant)) -> Result<(), Violation> {
+    fn answer(
+        &mut self,
+        n: usize,
+        life: u32,
+        f: impl FnOnce(&mut dyn Process, Instant),
+    ) -> Result<(), Violation> {
         let now = self.clock(n);
         let node = &mut self.nodes[n];
         match node.engine.as_mut().filter(|_| node.life == life) {
-            Some(engine) => f(engine, now),
+            Some(engine) => f(engine.as_mut(), now),
             None => return Ok(()),
         }
         self.drive(n)
@@ -335,27 +341,15 @@ impl World {
 
     /// Starts a node's process, with nothing but its identity.
     pub(crate) fn start(&mut self, n: usize) -> Result<(), Violation> {
-        let config = Config {
-            tunnel_secret: self.rng.secret(),
-            rng_seed: self.rng.secret(),
-            encrypt: true,
-            allow_anonymous: Vec::new(),
-            public: self.plan.nodes[n].public,
-            strict_dataplane_trust: false,
-            relay_only: false,
-            loopback_payload: 1152,
-            idle_timeout: Duration::from_secs(120),
-            keepalive: Duration::from_secs(60),
-            max_conns_per_port: 1024,
-            max_conns_total: 65_536,
-            syn_rate_limit: 100,
-            max_segments: 16,
-        };
+        let secrets = [self.rng.secret(), self.rng.secret()];
         let now = self.clock(n);
         let node = &mut self.nodes[n];
-        let mut engine = Engine::new(config, node.identity.clone(), n as NodeId + 1, now);
+        let plan = &self.plan.nodes[n];
+        let identity = node.identity.clone();
+        let start = process::Start { identity, node: n as NodeId + 1, public: plan.public, secrets };
+        let mut engine = process::start(plan.kind, start, now);
         engine.listen(PORT);
-        engine.set_beacon(now, Some(beacon_addr()));
+        engine.set_beacon(now, beacon_addr());
         node.life += 1;
         node.engine = Some(engine);
         (node.taken, node.datagrams, node.wake) = (Taken::default(), BTreeSet::new(), None);
@@ -388,9 +382,9 @@ impl World {
                 let lie = self.lie(Sabotage::AcceptReplay) && self.nodes[n].taken.has(frame);
                 let node = &mut self.nodes[n];
                 let Some(engine) = node.engine.as_mut() else { return Ok(()) };
-                let before = engine.counters().encryption_success;
+                let before = engine.opened();
                 engine.handle_datagram(now, from, &mut bytes);
-                let after = engine.counters().encryption_success + u64::from(lie);
+                let after = engine.opened() + u64::from(lie);
                 node.taken.on_handled(n as u32 + 1, frame, (before, after))?;
                 self.drive(n)
             }
@@ -473,7 +467,7 @@ impl World {
         if let Some(engine) = self.nodes[plan.from].engine.as_mut() {
             // Refused when too many wait for a session; that is no fault.
             let sent = engine.send_datagram(now, Addr::backbone(plan.to as NodeId + 1), 9, &payload);
-            self.report.datagrams_sent += u64::from(sent.is_ok());
+            self.report.datagrams_sent += u64::from(sent);
         }
         self.drive(plan.from)
     }
