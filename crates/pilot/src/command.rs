@@ -45,6 +45,8 @@ pub(crate) enum Command {
         reply: oneshot::Sender<Result<(), SendError>>,
     },
     PeerKey(NodeId, Option<[u8; 32]>),
+    /// The registry names this key for a node whose pinned key is another.
+    DisputedKey(NodeId, [u8; 32], String),
     Route(NodeId, Result<Route, String>),
     Identity(Arc<Identity>, NodeId),
     Beacon(Option<SocketAddr>),
@@ -82,4 +84,5 @@ pub(crate) enum Control {
     Notified,
     Observed(SocketAddr),
     KeyProven(NodeId, [u8; 32]),
+    OtherKeyProven(NodeId, [u8; 32]),
 }

@@ -5,7 +5,6 @@ use crate::lock;
 use crate::registry::RegistryError;
 use crate::shared::Shared;
 use pilot_proto::NodeId;
-use pilot_proto::crypto::unbase64;
 use pilot_proto::engine::Route;
 use pilot_proto::registry::challenge;
 use serde_json::{Value, json};
@@ -145,18 +144,6 @@ impl Shared {
         })
     }
 
-    /// The key the registry has for a node.
-    pub(crate) async fn peer_key(&self, node: NodeId) -> Option<[u8; 32]> {
-        let record = self.lookup(node).await.ok()?;
-        unbase64(record["public_key"].as_str()?)
-    }
-
-    /// Answers the engine's question for a key.
-    pub(crate) async fn answer_key(&self, node: NodeId) {
-        let key = self.peer_key(node).await;
-        self.command(Command::PeerKey(node, key));
-    }
-
     /// Answers the engine's question for a route.
     pub(crate) async fn answer_route(&self, node: NodeId) {
         let route = self.route(node).await;
@@ -201,6 +188,12 @@ impl Shared {
             && let Some(route) = lock(&self.directory.routes).get(&node, ROUTE_FALLBACK)
         {
             return Ok(route);
+        }
+        if !matches!(error, RegistryError::Refused(_))
+            && !self.config.relay_only
+            && let Some(known) = self.peers.get(node)
+        {
+            return Ok(Route { direct: known.endpoints, relay_only: false });
         }
         Err(error.to_string())
     }

@@ -327,6 +327,7 @@ impl Driver {
                 let _ = reply.send(self.engine.send_datagram(now, to, port, &payload));
             }
             Command::PeerKey(node, key) => self.engine.set_peer_key(now, node, key),
+            Command::DisputedKey(node, key, text) => self.engine.dispute_key(now, node, key, &text),
             Command::Route(node, route) => self.engine.set_route(now, node, route),
             Command::Identity(identity, node) => self.engine.set_identity(now, identity, node),
             Command::Beacon(beacon) => self.engine.set_beacon(now, beacon),
@@ -454,6 +455,9 @@ impl Driver {
             Event::Observed(at) => drop(self.outlets.control.try_send(Control::Observed(at))),
             Event::PeerKeyProven { node, key } => {
                 drop(self.outlets.control.try_send(Control::KeyProven(node, key)));
+            }
+            Event::OtherKeyProven { node, key } => {
+                drop(self.outlets.control.try_send(Control::OtherKeyProven(node, key)));
             }
             Event::TunnelEstablished { .. } | Event::Pong { .. } => {}
         }

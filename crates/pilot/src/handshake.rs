@@ -118,7 +118,8 @@ impl Shared {
                     }
                 }
                 Action::BackfillKey(node) => {
-                    if let Some(key) = self.peer_key(node).await {
+                    // A key that contradicts the pinned one is an alarm, and nothing the trust may rest on.
+                    if let Some(key) = self.believed_key(node).await {
                         self.trust_key_known(node, key);
                     }
                 }
@@ -310,9 +311,9 @@ impl Shared {
 
     async fn received(self: &Arc<Self>, message: Incoming) -> Result<(), Refusal> {
         let node = message.node;
-        let record = self.lookup(node).await.ok();
-        let key = record.as_ref().and_then(|r| r["public_key"].as_str());
-        let registry_key = key.and_then(pilot_proto::crypto::unbase64);
+        let record = self.lookup(node).await;
+        let registry_key = self.judge_key(node, &record);
+        let record = record.ok();
         let shared_network = match (message.kind, &record) {
             (Kind::Request, Some(record)) => self.shared_network(record),
             _ => 0,

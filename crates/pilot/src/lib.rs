@@ -22,6 +22,8 @@ mod handshake;
 mod identity;
 mod listener;
 mod node;
+mod peers;
+mod pins;
 mod platform;
 mod presence;
 mod registry;

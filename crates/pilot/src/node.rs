@@ -4,6 +4,7 @@ use crate::command::{Command, Control, DialToken};
 use crate::config::{NodeConfig, StartError, split_host_port};
 use crate::driver::{Driver, Outlets};
 use crate::listener::Listener;
+use crate::peers::Peers;
 use crate::presence::near;
 use crate::registry::{Client, RegistryError};
 use crate::shared::{Parts, Shared};
@@ -154,10 +155,12 @@ impl Node {
             None => identity::generate(),
         };
         let identity = Arc::new(identity.map_err(StartError::Identity)?);
+        let (peers, unread) = Peers::load(config.identity_path.as_deref());
         let bind_error = |error| StartError::Bind { addr: config.listen, error };
         let socket = Socket::bind(config.listen).map_err(bind_error)?;
         let bound = socket.local_addr().map_err(bind_error)?;
         let trust = TrustState::load(&config, identity.clone());
+        peers.set_port(bound.port());
         let instance = secret::<8>()?.iter().map(|b| format!("{b:02x}")).collect();
 
         // The engine runs before the node has a number, so that the beacon's answer comes to this very socket.
@@ -193,12 +196,14 @@ impl Node {
             commands,
             registry,
             trust,
+            peers,
             events,
             datagrams,
             identity,
             bound,
             instance,
         }));
+        unread.into_iter().for_each(|warning| shared.warn(warning));
         // From here on every way out stops the driver.
         let node = Node { shared: shared.clone(), _running: Arc::new(Running(shared.clone())) };
         tokio::spawn(driver.run());
@@ -223,6 +228,7 @@ impl Node {
         shared.spawn(shared.clone().keep_subscribed());
         shared.spawn(shared.clone().keep_polling());
         shared.spawn(shared.clone().keep_saving());
+        shared.spawn(shared.clone().keep_peers());
         let (address, endpoint, id) = shared.state(|s| (s.address, s.endpoint.clone(), s.node));
         tracing::info!(node = id, %address, %endpoint, "registered");
         shared.publish("node.registered", json!({"address": address.to_string(), "endpoint": endpoint}));
@@ -610,6 +616,7 @@ impl Node {
         let _ = timeout(SHUTDOWN, self.shared.trust.polling.finished()).await;
         self.shared.stop.send_replace(true);
         self.shared.save_trust().await;
+        self.shared.save_peers().await;
     }
 }
 
@@ -640,7 +647,8 @@ impl Shared {
             match question {
                 Control::Observed(at) => self.observed(at),
                 Control::Notified => self.poll_on_notice(),
-                Control::KeyProven(node, key) => self.trust_key_known(node, key),
+                Control::KeyProven(node, key) => self.key_proven(node, key),
+                Control::OtherKeyProven(node, key) => self.other_key_proven(node, key),
                 Control::NeedKey(_) | Control::NeedRoute(_) | Control::Knock(_) => {
                     let Ok(permit) = room.clone().acquire_owned().await else { return };
                     let shared = self.clone();

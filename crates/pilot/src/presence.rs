@@ -115,6 +115,7 @@ impl Shared {
             self.command(Command::Identity(identity.clone(), node));
         }
         self.registered.notify_one();
+        self.registry_named(&name);
         self.trust_registered(node, identity, &name);
         Ok(())
     }

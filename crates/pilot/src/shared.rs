@@ -5,6 +5,8 @@ use crate::config::NodeConfig;
 use crate::directory::Directory;
 use crate::lock;
 use crate::node::{Datagram, NodeEvent};
+use crate::peers::Peers;
+use crate::pins::Disputes;
 use crate::registry::Client;
 use crate::trust::TrustState;
 use pilot_proto::crypto::Identity;
@@ -52,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) registry: Client,
     pub(crate) directory: Directory,
     pub(crate) trust: TrustState,
+    pub(crate) peers: Peers,
+    pub(crate) disputes: Disputes,
     pub(crate) events: broadcast::Sender<NodeEvent>,
     pub(crate) datagrams: broadcast::Sender<Datagram>,
     pub(crate) started: Instant,
@@ -74,6 +78,7 @@ pub(crate) struct Parts {
     pub(crate) commands: Commands,
     pub(crate) registry: Client,
     pub(crate) trust: TrustState,
+    pub(crate) peers: Peers,
     pub(crate) events: broadcast::Sender<NodeEvent>,
     pub(crate) datagrams: broadcast::Sender<Datagram>,
     pub(crate) identity: Arc<Identity>,
@@ -83,7 +88,8 @@ pub(crate) struct Parts {
 
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Shared {
-        let Parts { config, commands, registry, trust, events, datagrams, identity, bound, instance } = parts;
+        let Parts { config, commands, registry, trust, peers, events, datagrams, identity, bound, instance } =
+            parts;
         let state = State {
             identity,
             node: 0,
@@ -107,6 +113,8 @@ impl Shared {
             registry,
             directory: Directory::default(),
             trust,
+            peers,
+            disputes: Disputes::default(),
             events,
             datagrams,
             started: Instant::now(),

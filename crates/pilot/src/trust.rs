@@ -152,6 +152,11 @@ impl TrustState {
         lock(&self.machine).is_trusted(node)
     }
 
+    /// The key the trust in a node is bound to.
+    pub(crate) fn pinned_key(&self, node: NodeId) -> Option<[u8; 32]> {
+        lock(&self.machine).trusted_key(node)
+    }
+
     pub(crate) fn pending_count(&self) -> usize {
         lock(&self.machine).pending().count()
     }
@@ -236,13 +241,19 @@ impl Shared {
                 let _ = self.trust.outcomes.send((node, outcome));
             }
             Action::KeyChanged { node, pinned, shown } => {
-                let text = pilot_proto::crypto::base64;
+                let text = pilot_proto::crypto::fingerprint;
                 self.warn(format!(
-                    "node {node} shows another key than the one trusted ({} now, {} before); trust has ended; \
-                     if the change is expected, shake hands again",
-                    text(shown),
-                    text(pinned)
+                    "node {node} shows another key than the one trusted ({} now, {} before); trust has ended; if the change \
+                     is expected, shake hands again: `pilotctl handshake {node}`",
+                    text(&shown),
+                    text(&pinned)
                 ));
+                self.publish(
+                    "security.key_changed",
+                    serde_json::json!({
+                        "peer_node_id": node, "pinned": text(&pinned), "shown": text(&shown), "source": "peer",
+                    }),
+                );
             }
             Action::Deliver(ref delivery) => self.enqueue(delivery.node, action),
             Action::ReportTrust(node)
@@ -331,6 +342,7 @@ impl Shared {
             return Ok(HandshakeSent::InFlight);
         }
         let _sending = Sending(&self.trust.sending, node);
+        self.consent(node).await?;
         let requested = self.with_trust(|trust| trust.request(unix_now(), node, justification));
         let delivery = match requested {
             Requested::AlreadyTrusted => return Ok(HandshakeSent::AlreadyTrusted),
@@ -345,6 +357,7 @@ impl Shared {
     }
 
     pub(crate) async fn approve(self: &Arc<Self>, node: NodeId) -> Result<ApproveOutcome, String> {
+        self.consent(node).await?;
         let outcome = self.with_trust(|trust| trust.approve(unix_now(), node));
         let outcome = match outcome {
             // Perhaps the request waits at the registry.

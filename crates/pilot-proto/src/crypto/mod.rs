@@ -26,6 +26,11 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     out
 }
 
+/// How people compare keys: SHA-256 of the key, `SHA256:` and 43 characters of base64.
+pub fn fingerprint(public_key: &[u8; 32]) -> String {
+    format!("SHA256:{}", base64::engine::general_purpose::STANDARD_NO_PAD.encode(sha256(public_key)))
+}
+
 /// A long-term Ed25519 identity.
 pub struct Identity {
     seed: Zeroizing<[u8; 32]>,

@@ -1,7 +1,7 @@
 //! Key exchange: PILA and PILK in and out, sessions installed, peers' keys looked up (spec 02 sections 6, 7, 11).
 
 use super::peer::{CONFIRM, Peer, Previous, ROUTE_FRESH, ROUTE_PATIENCE, RouteState};
-use super::{Engine, Event, MAX_ENDED, MAX_KEYS, MAX_PEERS, Origin};
+use super::{Engine, Event, MAX_DISPUTED, MAX_ENDED, MAX_KEYS, MAX_PEERS, Origin};
 use crate::NodeId;
 use crate::crypto;
 use crate::path::Choice;
@@ -55,7 +55,8 @@ impl Engine {
                         &frame::pila(node, pila.x25519, pila.ed25519, pila.signature),
                     );
                 }
-                return self.drops.key_mismatch += 1;
+                self.drops.key_mismatch += 1;
+                return self.other_key(now, pila);
             }
             None if ask && !self.limits.failed_lookups.active(node, now) => {
                 self.look_up(now, node);
@@ -71,6 +72,28 @@ impl Engine {
             return self.drops.bad_signature += 1;
         }
         self.accept_exchange(now, node, pila.x25519, Some(pila.ed25519), origin);
+    }
+
+    /// Reports that a key exists which the registry names for a node bound to another, once in a while.
+    fn other_key(&mut self, now: Instant, pila: &Pila<'_>) {
+        let node = pila.node;
+        if self.disputed.get(&node) == Some(pila.ed25519)
+            && self.limits.disputes.once(node, now, RECHECK_EVERY)
+            && crypto::verify(pila.ed25519, &frame::pila_signed(node, pila.x25519), pila.signature)
+        {
+            self.emit(Event::OtherKeyProven { node, key: *pila.ed25519 });
+        }
+    }
+
+    pub(super) fn key_disputed(&mut self, now: Instant, node: NodeId, key: [u8; 32], reason: &str) {
+        if self.disputed.len() >= MAX_DISPUTED && !self.disputed.contains_key(&node) {
+            self.disputed.pop_first();
+        }
+        self.disputed.insert(node, key);
+        if self.peers.get(&node).is_some_and(|peer| peer.session.is_none()) {
+            let reason = reason.to_owned();
+            self.streams.fail_dials(now, node, DialError::Resolve { node, reason });
+        }
     }
 
     /// Spec 02 section 7.
@@ -376,6 +399,9 @@ impl Engine {
                 if self.keys.len() >= MAX_KEYS && !self.keys.contains_key(&node) {
                     let peers = &self.peers;
                     self.keys.retain(|node, _| peers.contains_key(node));
+                }
+                if self.disputed.get(&node) == Some(&key) {
+                    self.disputed.remove(&node);
                 }
                 self.keys.insert(node, key);
                 self.limits.failed_lookups.clear(node);

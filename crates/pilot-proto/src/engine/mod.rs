@@ -38,6 +38,8 @@ use std::time::{Duration, Instant};
 pub const MAX_PEERS: usize = 65_536;
 /// Ed25519 keys of nodes that are not (yet) peers are forgotten above this number.
 const MAX_KEYS: usize = MAX_PEERS;
+/// Keys remembered that contradict a node's own; one gives way to a new one.
+const MAX_DISPUTED: usize = 256;
 /// Ended sessions whose seen frames are remembered; the oldest is forgotten first.
 const MAX_ENDED: usize = 1024;
 /// Events that may wait for the driver.
@@ -153,6 +155,13 @@ pub enum Event {
     /// The peer proved possession of this Ed25519 key (for trust pinning, spec 06 section 2.9).
     PeerKeyProven {
         /// Peer.
+        node: NodeId,
+        /// Its key.
+        key: [u8; 32],
+    },
+    /// Somebody proved possession of the key of [`Engine::dispute_key`]; no session came of it.
+    OtherKeyProven {
+        /// Node it claims to be.
         node: NodeId,
         /// Its key.
         key: [u8; 32],
@@ -273,6 +282,7 @@ struct Limits {
     unreadable: Marks<NodeId>,
     failed_lookups: Marks<NodeId>,
     rechecks: Marks<NodeId>,
+    disputes: Marks<NodeId>,
 }
 
 /// A node's protocol state.
@@ -292,6 +302,8 @@ pub struct Engine {
     latest: Instant,
     peers: BTreeMap<NodeId, Peer>,
     keys: BTreeMap<NodeId, [u8; 32]>,
+    /// Keys the registry names for nodes that are bound to another.
+    disputed: BTreeMap<NodeId, [u8; 32]>,
     lookups: BTreeMap<NodeId, Lookup>,
     /// Frames seen in sessions that ended, oldest first, by peer and its tunnel key. Agreed anew with the same keys, a
     /// session has the same cipher key: without this, recordings of the old one would pass.
@@ -342,6 +354,7 @@ impl Engine {
             latest: now,
             peers: BTreeMap::new(),
             keys: BTreeMap::new(),
+            disputed: BTreeMap::new(),
             lookups: BTreeMap::new(),
             ended: VecDeque::new(),
             gate,
@@ -440,6 +453,12 @@ impl Engine {
     /// The registry's key for a node; `None`: unknown or registry failed (remembered for 3 s).
     pub fn set_peer_key(&mut self, now: Instant, node: NodeId, key: Option<[u8; 32]>) {
         self.key_answer(now, node, key);
+    }
+
+    /// The registry names this key for a node that is bound to another ([`Engine::set_peer_key`]). It opens no session;
+    /// possession of it is reported ([`Event::OtherKeyProven`]), and dials that wait for the node fail with `reason`.
+    pub fn dispute_key(&mut self, now: Instant, node: NodeId, key: [u8; 32], reason: &str) {
+        self.key_disputed(now, node, key, reason);
     }
 
     /// Where a node is; an error fails its dials and datagrams with that text.

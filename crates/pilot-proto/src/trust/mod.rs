@@ -343,6 +343,11 @@ impl Trust {
         node == self.config.node || self.trusted.contains_key(&node)
     }
 
+    /// The key the trust in a node is bound to; `None`: not trusted, or no key is known yet.
+    pub fn trusted_key(&self, node: NodeId) -> Option<[u8; 32]> {
+        self.trusted.get(&node)?.key
+    }
+
     /// Trusted peers, by node.
     pub fn trusted(&self) -> impl Iterator<Item = (NodeId, &Trusted)> {
         self.trusted.iter().map(|(node, record)| (*node, record))
