@@ -1,0 +1,70 @@
+//! The echo service, and the local client that does not read.
+
+use crate::node::Node;
+use crate::stream::conn::{Conn, Out};
+use crate::{ConnId, Event};
+use bytes::Bytes;
+use std::time::Instant;
+
+/// Marks a segment that the echo service answers with the time (spec 03 section 4.1).
+const TRACE: &[u8] = b"TRCE";
+
+impl Node {
+    /// The echo service writes back what it reads, a segment at a time, and reads on when its write is through.
+    pub(crate) fn serve_echo(&mut self, now: Instant, id: ConnId) {
+        loop {
+            let Some(conn) = self.streams.conns.get_mut(&id) else { return };
+            if conn.send.blocked() {
+                return;
+            }
+            let Some(data) = conn.recv.read(now) else {
+                if conn.finished() {
+                    self.streams.conns.remove(&id);
+                }
+                return;
+            };
+            let answer = if data.len() >= 12 && data.starts_with(TRACE) {
+                let mut out = data[..12].to_vec();
+                // A time that no test may depend on.
+                out.extend_from_slice(&[0; 8]);
+                Bytes::from(out)
+            } else {
+                data
+            };
+            let mut out = Out::default();
+            conn.write(now, answer, &mut out);
+            out.notes.clear();
+            self.absorb(now, out);
+        }
+    }
+
+    fn stalled(&self) -> Option<(&Conn, Instant)> {
+        let limit = self.config.client_stall;
+        let waits = |c: &Conn| !c.echo && !c.abandoned && !c.removed;
+        let conns = self.streams.conns.values().filter(|c| waits(c));
+        conns.filter_map(|c| c.recv.stalled.map(|at| (c, at + limit))).min_by_key(|(_, at)| *at)
+    }
+
+    pub(crate) fn client_timeout(&self) -> Option<Instant> {
+        self.stalled().map(|(_, at)| at)
+    }
+
+    /// A client whose socket takes nothing for 10 s is dropped (spec 07 section 18). Its connections are closed but the
+    /// one whose data was being written, which is forgotten: it hangs until its peer or its own idle time ends it.
+    pub(crate) fn drop_stalled_client(&mut self, now: Instant) {
+        let Some((id, at)) = self.stalled().map(|(c, at)| (c.id, at)) else { return };
+        if now < at {
+            return;
+        }
+        self.streams.listeners.clear();
+        self.emit(Event::ClientDropped(id));
+        let all: Vec<ConnId> = self.streams.conns.values().filter(|c| !c.echo).map(|c| c.id).collect();
+        for other in all {
+            if other != id {
+                self.close(now, other);
+            } else if let Some(conn) = self.streams.conns.get_mut(&id) {
+                conn.abandoned = true;
+            }
+        }
+    }
+}
