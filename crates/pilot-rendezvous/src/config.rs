@@ -120,18 +120,31 @@ pub struct Rate {
     pub burst: f64,
 }
 
-/// Abuse control. Rates are per source: an IPv4 address or an IPv6 /64.
+/// Abuse control. A source is an IPv4 address or an IPv6 /64, a network an IPv4 /24 or an IPv6 /56. The figures
+/// leave room for several hundred agents behind one address, each with five connections, that all start at once.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// New TCP connections.
+    /// New TCP connections per source.
     pub connections: Rate,
-    /// Registrations of keys the registry does not know yet; known keys are exempt.
+    /// New TCP connections per network.
+    pub network_connections: Rate,
+    /// TCP connections a source may hold.
+    pub per_source: usize,
+    /// TCP connections a network may hold.
+    pub per_network: usize,
+    /// Registrations per source of keys the registry does not know yet; known keys are exempt.
     pub registrations: Rate,
-    /// `lookup`, `resolve` and `resolve_hostname` together.
+    /// `lookup`, `resolve` and `resolve_hostname` together, per source.
     pub lookups: Rate,
     /// All requests of one connection; more are delayed, not refused.
     pub requests: Rate,
-    /// Most TCP connections at a time; further ones are closed at once.
+    /// Work for one source, in units of about 10 µs: 1 for a request, more for a signature, a change or many bytes.
+    /// What exceeds it is delayed, and refused from a delay of 4 s.
+    pub work: Rate,
+    /// The same for one network.
+    pub network_work: Rate,
+    /// Most TCP connections at a time, and never more than the system lets the process have. When all are taken,
+    /// those that have not spoken for a node give way first, then idle ones, of the network that holds most.
     pub max_connections: usize,
     /// Sources that no rate applies to, as (network, prefix length).
     pub exempt: Vec<(IpAddr, u8)>,
@@ -142,10 +155,15 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
-            connections: Rate { per_second: 20.0, burst: 200.0 },
-            registrations: Rate { per_second: 1.0, burst: 60.0 },
-            lookups: Rate { per_second: 50.0, burst: 500.0 },
+            connections: Rate { per_second: 100.0, burst: 2_000.0 },
+            network_connections: Rate { per_second: 400.0, burst: 8_000.0 },
+            per_source: 4_096,
+            per_network: 16_384,
+            registrations: Rate { per_second: 1.0, burst: 500.0 },
+            lookups: Rate { per_second: 50.0, burst: 2_000.0 },
             requests: Rate { per_second: 200.0, burst: 1000.0 },
+            work: Rate { per_second: 5_000.0, burst: 50_000.0 },
+            network_work: Rate { per_second: 20_000.0, burst: 200_000.0 },
             max_connections: 100_000,
             exempt: Vec::new(),
             exempt_loopback: true,

@@ -1,10 +1,12 @@
 //! One registry connection: frames in, answers out, in order.
 
+use crate::admission::Place;
+use crate::cost::{self, Permit};
 use crate::push::{self, Push};
 use crate::registry::request::{Request, error};
 use crate::registry::{After, Checked, Effect, Now, Session, changes};
 use crate::server::{Shared, stopped};
-use crate::wire::{begin_frame, rest_of_frame, write_frame};
+use crate::wire::{body, header, write_frame};
 use pilot_proto::NodeId;
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -16,21 +18,35 @@ use tokio::time::timeout;
 
 /// A connection without a whole request for this long is closed.
 const READ_DEADLINE: Duration = Duration::from_secs(5 * 60);
+/// The same before its first request.
+const FIRST_DEADLINE: Duration = Duration::from_secs(30);
 /// A request that has begun must be complete within this time: memory is not held for those who never finish.
-const BODY_DEADLINE: Duration = Duration::from_secs(30);
+const BODY_DEADLINE: Duration = Duration::from_secs(10);
 /// An answer must be taken within this time.
 const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 /// Pause before each request over the connection's rate.
 const SLOW_DOWN: Duration = Duration::from_millis(10);
 
-/// Reads one request's body. `false`: the client has left.
-async fn read<S: AsyncRead + Unpin>(stream: &mut S, buf: &mut Vec<u8>) -> std::io::Result<bool> {
+/// Reads one request's body. `None`: the client has left. The permit is held as long as the request is.
+async fn read<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    buf: &mut Vec<u8>,
+    idle: Duration,
+    budget: &cost::Budget,
+) -> std::io::Result<Option<Permit>> {
     let late = |what: &str| std::io::Error::new(std::io::ErrorKind::TimedOut, what.to_owned());
-    let first = timeout(READ_DEADLINE, begin_frame(stream)).await.map_err(|_| late("idle"))??;
-    let Some(first) = first else { return Ok(false) };
-    let rest = timeout(BODY_DEADLINE, rest_of_frame(stream, first, buf)).await;
-    rest.map_err(|_| late("the request was not complete in time"))??;
-    Ok(true)
+    let mut first = [0];
+    let begun = timeout(idle, stream.read(&mut first)).await.map_err(|_| late("idle"))??;
+    if begun == 0 {
+        return Ok(None);
+    }
+    let rest = async {
+        let length = header(stream, first[0]).await?;
+        let permit = budget.room_for(length).await;
+        body(stream, length, buf).await?;
+        Ok(Some(permit))
+    };
+    timeout(BODY_DEADLINE, rest).await.map_err(|_| late("the request was not complete in time"))?
 }
 
 /// Serves a connection until either side closes it.
@@ -38,24 +54,27 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     shared: Arc<Shared>,
     mut session: Session,
+    mut place: Option<Place>,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut buf = Vec::new();
     let mut in_doubt: Option<(NodeId, u64)> = None;
-    let mut pace = crate::limits::Buckets::new(shared.limits.requests);
+    let mut pace = crate::limits::Meter::new(shared.limits.requests);
+    let mut idle = FIRST_DEADLINE;
     loop {
         let read = tokio::select! {
-            read = read(&mut stream, &mut buf) => read,
+            read = read(&mut stream, &mut buf, idle, &shared.budget) => read,
             _ = stopped(&mut stop) => break,
         };
-        match read {
-            Ok(true) => {}
-            Ok(false) => break,
+        let permit = match read {
+            Ok(Some(permit)) => permit,
+            Ok(None) => break,
             Err(e) => {
                 tracing::debug!(peer = %session.peer, error = %e, "connection closed");
                 break;
             }
-        }
+        };
+        idle = READ_DEADLINE;
         let Ok(body) = serde_json::from_slice::<Map<String, Value>>(&buf) else {
             tracing::debug!(peer = %session.peer, "request is no JSON object, closed");
             break;
@@ -64,10 +83,17 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
             // Strict request and answer: the client has read the answer before this one.
             shared.registry().delivery_confirmed(node, up_to);
         }
-        if !session.exempt && !pace.take((), Instant::now()) {
+        if !session.exempt && pace.charge(1, Instant::now(), Duration::ZERO).is_err() {
             tokio::time::sleep(SLOW_DOWN).await;
         }
-        let (answer, after) = answer(&shared, &mut session, &body).await;
+        let (answer, after) = match shared.budget.pay(&session, Request(&body), buf.len()).await {
+            Ok(_listing) => answer(&shared, &mut session, &body).await,
+            Err(refused) => (error(&refused.0), After::Nothing),
+        };
+        drop((permit, body));
+        if let Some(place) = &mut place {
+            place.used(!session.proven.is_empty(), Instant::now());
+        }
         if !matches!(timeout(WRITE_DEADLINE, write_frame(&mut stream, &answer)).await, Ok(Ok(()))) {
             tracing::debug!(peer = %session.peer, "answer not taken, closed");
             break;
@@ -84,7 +110,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
             }
             After::Subscribed { node, instance, waiting } => {
                 let (serial, messages) = shared.subscriptions.add(node, instance);
-                feed(&mut stream, messages, waiting, stop).await;
+                feed(&mut stream, messages, waiting, place, stop).await;
                 shared.subscriptions.remove(node, serial);
                 return;
             }
@@ -114,6 +140,9 @@ pub(crate) async fn answer(
         req.kind() == "heartbeat" && session.heartbeats.iter().any(|(n, ..)| *n == req.node("node_id"));
     let to_check = if vouched { None } else { shared.registry().to_check(req) };
     session.checked = to_check.map(|(key, text, signature)| Checked::run(key, text, signature));
+    if session.checked.as_ref().is_some_and(|c| !c.good) {
+        shared.budget.bad_signature(session);
+    }
     let (answer, after, commit, effects) = {
         let mut registry = shared.registry();
         let (answer, after) = registry.handle(session, body, Now::read());
@@ -158,6 +187,7 @@ async fn feed<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     mut messages: push::Messages,
     waiting: bool,
+    mut place: Option<Place>,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut next = waiting.then_some(Push::Handshake);
@@ -182,6 +212,9 @@ async fn feed<S: AsyncRead + AsyncWrite + Unpin>(
         };
         if !matches!(timeout(WRITE_DEADLINE, write_frame(stream, &message)).await, Ok(Ok(()))) {
             return;
+        }
+        if let Some(place) = &mut place {
+            place.used(true, Instant::now());
         }
     }
 }
@@ -300,7 +333,7 @@ mod tests {
                     }
                 }
                 tokio::io::AsyncWriteExt::shutdown(&mut client).await.unwrap();
-                serve(server, shared, session, stopping).await;
+                serve(server, shared, session, None, stopping).await;
                 let mut answers = Vec::new();
                 client.read_to_end(&mut answers).await.unwrap();
                 let mut rest = &answers[..];
@@ -320,14 +353,16 @@ mod tests {
         let (mut client, mut server) = tokio::io::duplex(1 << 21);
         client.write_all(&[0, 15, 0, 0]).await.unwrap();
         client.write_all(&vec![b' '; 900_000]).await.unwrap();
+        let budget = cost::Budget::new(&crate::config::Limits::default());
         let began = tokio::time::Instant::now();
-        let error = read(&mut server, &mut Vec::new()).await.unwrap_err();
+        let error = read(&mut server, &mut Vec::new(), READ_DEADLINE, &budget).await.err().unwrap();
         assert_eq!(error.to_string(), "the request was not complete in time");
         assert_eq!(began.elapsed(), BODY_DEADLINE);
         // Between requests a client may be silent for longer.
         let (_client, mut server) = tokio::io::duplex(64);
         let began = tokio::time::Instant::now();
-        assert_eq!(read(&mut server, &mut Vec::new()).await.unwrap_err().to_string(), "idle");
+        let error = read(&mut server, &mut Vec::new(), READ_DEADLINE, &budget).await.err().unwrap();
+        assert_eq!(error.to_string(), "idle");
         assert_eq!(began.elapsed(), READ_DEADLINE);
     }
 }

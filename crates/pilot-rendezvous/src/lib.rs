@@ -35,10 +35,12 @@
 
 #![forbid(unsafe_code)]
 
+mod admission;
 mod beacon;
 mod clock;
 mod config;
 mod conn;
+mod cost;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

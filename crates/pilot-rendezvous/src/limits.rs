@@ -1,26 +1,31 @@
-//! Token buckets per source, in bounded tables.
+//! Rates per source in tables of fixed size, and what counts as one source.
 
 use crate::config::Rate;
-use std::collections::HashMap;
-use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr};
-use std::time::Instant;
+use std::hash::{BuildHasher as _, Hash, RandomState};
+use std::marker::PhantomData;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
-/// Most sources one table tracks. When it is full, idle sources are forgotten; if none is idle, new sources are
-/// refused: a table under attack does not grow.
-const MAX_SOURCES: usize = 65_536;
-
-/// Least time between two sweeps of a full table.
-const SWEEP_SECS: f64 = 1.0;
+/// Rates one table keeps. Sources share them by a keyed hash: a flood from very many addresses can neither grow the
+/// table nor fill it and shut newcomers out; it only adds its share to whoever has the same slot by chance.
+const SLOTS: usize = 65_536;
+/// Slowest rate, per second: keeps times within 64 bits of nanoseconds.
+const SLOWEST: f64 = 1e-6;
 
 /// The source a limit counts for: an IPv4 address or an IPv6 /64.
 pub(crate) fn source(ip: IpAddr) -> IpAddr {
+    cut(ip, 32, 64)
+}
+
+/// The network a source is in: an IPv4 /24 or an IPv6 /56. What one party commonly holds many addresses of.
+pub(crate) fn network(ip: IpAddr) -> IpAddr {
+    cut(ip, 24, 56)
+}
+
+fn cut(ip: IpAddr, v4: u32, v6: u32) -> IpAddr {
     match ip.to_canonical() {
-        IpAddr::V4(v4) => IpAddr::V4(v4),
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
+        IpAddr::V4(ip) => IpAddr::V4(Ipv4Addr::from_bits(ip.to_bits() & (u32::MAX << (32 - v4)))),
+        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << (128 - v6)))),
     }
 }
 
@@ -35,67 +40,101 @@ pub(crate) fn contains(network: IpAddr, prefix: u8, ip: IpAddr) -> bool {
     net.checked_shr(host_bits).unwrap_or(0) == ip.checked_shr(host_bits).unwrap_or(0)
 }
 
+/// A token bucket kept as one number: the time at which it will be full again (nanoseconds since the first use).
 #[derive(Debug, Clone, Copy)]
-struct Bucket {
-    tokens: f64,
-    filled: Instant,
+struct Pace {
+    /// Nanoseconds one token takes.
+    token: u64,
+    /// How far ahead of now a bucket may be booked.
+    ahead: u64,
+}
+
+impl Pace {
+    fn new(rate: Rate) -> Pace {
+        let token = 1e9 / rate.per_second.max(SLOWEST);
+        // Casts from floating point saturate.
+        Pace { token: token as u64, ahead: (token * rate.burst) as u64 }
+    }
+
+    /// Takes `cost` tokens. If they are not there, but will be within `patience`, books them and says how long to
+    /// wait; else takes none and says how long it would be.
+    fn take(self, full_at: &mut u64, now: u64, cost: u32, patience: Duration) -> Result<Duration, Duration> {
+        let then = (*full_at).max(now).saturating_add(self.token.saturating_mul(u64::from(cost)));
+        let wait = Duration::from_nanos(then.saturating_sub(now).saturating_sub(self.ahead));
+        if wait > patience {
+            return Err(wait);
+        }
+        *full_at = then;
+        Ok(wait)
+    }
+}
+
+fn since(start: &mut Option<Instant>, now: Instant) -> u64 {
+    // 584 years until it saturates.
+    now.saturating_duration_since(*start.get_or_insert(now)).as_nanos() as u64
+}
+
+/// One rate for one source.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    pace: Pace,
+    full_at: u64,
+    start: Option<Instant>,
+}
+
+impl Meter {
+    pub fn new(rate: Rate) -> Meter {
+        Meter { pace: Pace::new(rate), full_at: 0, start: None }
+    }
+
+    /// Takes `cost` tokens; `Ok` says how long to wait first, `Err` that it would be longer than `patience`.
+    pub fn charge(&mut self, cost: u32, now: Instant, patience: Duration) -> Result<Duration, Duration> {
+        let now = since(&mut self.start, now);
+        self.pace.take(&mut self.full_at, now, cost, patience)
+    }
 }
 
 /// One rate for many sources.
 #[derive(Debug)]
 pub(crate) struct Buckets<K> {
-    rate: Rate,
-    table: HashMap<K, Bucket>,
-    swept: Option<Instant>,
+    pace: Pace,
+    /// Zero is a full bucket, so that memory nobody needs is never touched.
+    slots: Box<[u64]>,
+    hasher: RandomState,
+    start: Option<Instant>,
+    key: PhantomData<fn(K)>,
 }
 
-impl<K: Eq + Hash + Copy> Buckets<K> {
+impl<K: Hash> Buckets<K> {
     pub fn new(rate: Rate) -> Buckets<K> {
-        Buckets { rate, table: HashMap::new(), swept: None }
-    }
-
-    fn level(rate: Rate, bucket: Bucket, now: Instant) -> f64 {
-        let gained = now.saturating_duration_since(bucket.filled).as_secs_f64() * rate.per_second;
-        (bucket.tokens + gained).min(rate.burst)
+        let slots = vec![0; SLOTS].into_boxed_slice();
+        Buckets { pace: Pace::new(rate), slots, hasher: RandomState::new(), start: None, key: PhantomData }
     }
 
     /// Takes a token of `key`; false if it has none left.
     pub fn take(&mut self, key: K, now: Instant) -> bool {
-        let rate = self.rate;
-        if let Some(bucket) = self.table.get_mut(&key) {
-            bucket.tokens = Self::level(rate, *bucket, now);
-            bucket.filled = now;
-            let granted = bucket.tokens >= 1.0;
-            if granted {
-                bucket.tokens -= 1.0;
-            }
-            return granted;
-        }
-        if self.table.len() >= MAX_SOURCES {
-            self.sweep(now);
-        }
-        if rate.burst < 1.0 || self.table.len() >= MAX_SOURCES {
-            return false;
-        }
-        self.table.insert(key, Bucket { tokens: rate.burst - 1.0, filled: now });
-        true
+        self.charge(key, 1, now, Duration::ZERO).is_ok()
     }
 
-    /// Forgets sources whose bucket is full again.
-    fn sweep(&mut self, now: Instant) {
-        if self.swept.is_some_and(|at| now.saturating_duration_since(at).as_secs_f64() < SWEEP_SECS) {
-            return;
-        }
-        self.swept = Some(now);
-        let rate = self.rate;
-        self.table.retain(|_, b| Self::level(rate, *b, now) < rate.burst);
+    /// Takes `cost` tokens of `key`; `Ok` says how long to wait first, `Err` that it would be longer than `patience`.
+    pub fn charge(
+        &mut self,
+        key: K,
+        cost: u32,
+        now: Instant,
+        patience: Duration,
+    ) -> Result<Duration, Duration> {
+        let now = since(&mut self.start, now);
+        let slot = self.hasher.hash_one(&key) as usize % SLOTS;
+        self.pace.take(&mut self.slots[slot], now, cost, patience)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+
+    const NOW: Duration = Duration::ZERO;
 
     #[test]
     fn a_bucket_gives_its_burst_and_then_its_rate() {
@@ -104,24 +143,52 @@ mod tests {
         assert_eq!((0..5).filter(|_| b.take(1u8, start)).count(), 3);
         assert!(!b.take(1, start + Duration::from_millis(400)));
         assert!(b.take(1, start + Duration::from_millis(1000)));
-        assert!(b.take(2, start), "sources are independent");
         assert_eq!(
             (0..9).filter(|_| b.take(1, start + Duration::from_secs(60))).count(),
             3,
             "never above the burst"
         );
+        let mut never = Buckets::new(Rate { per_second: 0.0, burst: 2.0 });
+        assert_eq!((0..9).filter(|_| never.take(1u8, start)).count(), 2);
+        assert!(!never.take(1, start + Duration::from_secs(3600)));
     }
 
     #[test]
-    fn a_full_table_refuses_new_sources_until_old_ones_are_idle() {
+    fn dear_requests_take_more_and_wait_instead_of_failing_as_long_as_patience_lasts() {
         let start = Instant::now();
-        let mut b = Buckets::new(Rate { per_second: 1.0, burst: 2.0 });
-        for source in 0..MAX_SOURCES as u32 {
-            assert!(b.take(source, start));
+        let mut m = Meter::new(Rate { per_second: 10.0, burst: 20.0 });
+        let patience = Duration::from_secs(2);
+        assert_eq!(m.charge(20, start, patience), Ok(NOW));
+        assert_eq!(m.charge(5, start, patience), Ok(Duration::from_millis(500)));
+        assert_eq!(m.charge(15, start, patience), Ok(patience));
+        assert_eq!(m.charge(1, start, patience), Err(Duration::from_millis(2100)));
+        // The refused one took nothing.
+        assert_eq!(m.charge(1, start + Duration::from_millis(100), patience), Ok(patience));
+        assert_eq!(m.charge(20, start + Duration::from_secs(60), NOW), Ok(NOW));
+    }
+
+    #[test]
+    fn any_number_of_sources_neither_grows_the_table_nor_shuts_a_newcomer_out() {
+        let start = Instant::now();
+        let mut b = Buckets::new(Rate { per_second: 100.0, burst: 1000.0 });
+        // Ten seconds of 65,536 other sources, one datagram each and second.
+        for second in 0..10 {
+            for source in 0..65_536u32 {
+                b.take(source, start + Duration::from_secs(second));
+            }
         }
-        assert!(!b.take(u32::MAX, start));
-        assert!(b.take(u32::MAX, start + Duration::from_secs(2)));
-        assert!(b.table.len() <= MAX_SOURCES);
+        let newcomers = (100_000..101_000u32).filter(|n| b.take(*n, start + Duration::from_secs(10))).count();
+        assert_eq!(newcomers, 1000);
+        assert_eq!(b.slots.len(), SLOTS);
+    }
+
+    #[test]
+    fn sources_and_their_networks() {
+        let ip = |s: &str| s.parse::<IpAddr>().unwrap();
+        assert_eq!(source(ip("2001:db8:1:2:3:4:5:6")), ip("2001:db8:1:2::"));
+        assert_eq!(network(ip("2001:db8:1:234:3:4:5:6")), ip("2001:db8:1:200::"));
+        assert_eq!(source(ip("::ffff:203.0.113.7")), ip("203.0.113.7"));
+        assert_eq!(network(ip("203.0.113.7")), ip("203.0.113.0"));
     }
 
     #[test]
@@ -134,6 +201,5 @@ mod tests {
         assert!(!contains(ip("0.0.0.0"), 0, ip("2001:db8::1")));
         assert!(contains(ip("2001:db8::"), 32, ip("2001:db8:1::1")));
         assert!(contains(ip("10.0.0.1"), 200, ip("10.0.0.1")), "a prefix longer than the address is exact");
-        assert_eq!(source(ip("2001:db8:1:2:3:4:5:6")), ip("2001:db8:1:2::"));
     }
 }

@@ -1,10 +1,12 @@
 //! Start, supervision and shutdown.
 
+use crate::admission::{Admission, Place};
 use crate::beacon::task::SharedCounters;
 use crate::beacon::{self, Beacon};
 use crate::config::{Config, Limits, StoreConfig};
 use crate::conn;
-use crate::limits::{Buckets, contains, source};
+use crate::cost::Budget;
+use crate::limits::contains;
 use crate::push::Subscriptions;
 use crate::registry::{Now, Registry, Session};
 use crate::store::sqlite::Sqlite;
@@ -25,6 +27,8 @@ const REAP_INTERVAL: Duration = Duration::from_secs(10);
 const TLS_DEADLINE: Duration = Duration::from_secs(10);
 /// Connections waiting to be accepted.
 const BACKLOG: i32 = 4096;
+/// File descriptors left for everything but registry connections.
+const SPARE_FILES: u64 = 256;
 /// Notify hints waiting for the beacon.
 const NOTIFY_QUEUE: usize = 1024;
 /// Pause after a failed accept, for instance without free file descriptors.
@@ -85,12 +89,26 @@ pub struct Stats {
     pub networks: u64,
     /// Open registry connections.
     pub connections: u64,
+    /// Connections refused: too many per second from one source or network.
+    pub connections_refused_rate: u64,
+    /// Connections refused: one source or network holds its share.
+    pub connections_refused_share: u64,
+    /// Connections refused: all places are taken.
+    pub connections_refused_full: u64,
+    /// Connections closed to make room for others.
+    pub connections_evicted: u64,
     /// Open push subscriptions.
     pub subscriptions: u64,
     /// Requests answered.
     pub requests: u64,
     /// Requests answered with an error.
     pub errors: u64,
+    /// Requests that waited because their source or network asks for much work.
+    pub requests_delayed: u64,
+    /// Requests refused for the same reason.
+    pub requests_refused: u64,
+    /// Signatures that were wrong.
+    pub bad_signatures: u64,
     /// Commits of the store; requests of many connections share one.
     pub commits: u64,
     /// Nodes in the beacon's table.
@@ -112,7 +130,8 @@ pub(crate) struct Shared {
     pub limits: Limits,
     pub requests: AtomicU64,
     pub errors: AtomicU64,
-    connections: AtomicU64,
+    pub budget: Budget,
+    admission: Arc<Admission>,
 }
 
 impl Shared {
@@ -128,10 +147,11 @@ impl Shared {
             store: writer::start(store).unwrap().0,
             subscriptions: Subscriptions::default(),
             notify,
+            budget: Budget::new(&config.limits),
+            admission: Admission::new(&config.limits, config.limits.max_connections),
             limits: config.limits,
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
-            connections: AtomicU64::new(0),
         };
         (Arc::new(shared), notified)
     }
@@ -241,7 +261,8 @@ impl Server {
             limits: config.limits.clone(),
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
-            connections: AtomicU64::new(0),
+            budget: Budget::new(&config.limits),
+            admission: Admission::new(&config.limits, places(config.limits.max_connections)),
         });
         let counters = Arc::new(SharedCounters::default());
         let beacon = Beacon::new(beacon::Settings {
@@ -298,7 +319,16 @@ impl Server {
             stats.nodes_known = known as u64;
             stats.trust_pairs = pairs as u64;
             stats.networks = networks as u64;
-            stats.connections = shared.connections.load(Ordering::Relaxed);
+            let (admission, held) = shared.admission.counters();
+            stats.connections = held as u64;
+            stats.connections_refused_rate = admission.refused_rate;
+            stats.connections_refused_share = admission.refused_share;
+            stats.connections_refused_full = admission.refused_full;
+            stats.connections_evicted = admission.evicted;
+            let budget = shared.budget.counters();
+            stats.requests_delayed = budget.delayed;
+            stats.requests_refused = budget.refused;
+            stats.bad_signatures = budget.bad_signatures;
             stats.subscriptions = shared.subscriptions.len() as u64;
             stats.requests = shared.requests.load(Ordering::Relaxed);
             stats.errors = shared.errors.load(Ordering::Relaxed);
@@ -383,7 +413,6 @@ async fn accept(
     mut stop: watch::Receiver<bool>,
     alive: mpsc::Sender<()>,
 ) {
-    let mut rates = Buckets::new(shared.limits.connections);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -398,16 +427,23 @@ async fn accept(
             }
         };
         let exempt = shared.exempt(peer.ip());
-        let full = shared.connections.load(Ordering::Relaxed) >= shared.limits.max_connections as u64;
-        if full || (!exempt && !rates.take(source(peer.ip()), Instant::now())) {
-            tracing::debug!(%peer, full, "connection refused");
-            continue;
-        }
-        shared.connections.fetch_add(1, Ordering::Relaxed);
+        let place = match shared.admission.admit(peer.ip(), exempt, Instant::now()) {
+            Ok(place) => place,
+            Err(refusal) => {
+                tracing::trace!(%peer, ?refusal, "connection refused");
+                // A reset: nothing of it stays in the kernel.
+                let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                continue;
+            }
+        };
         let (shared, tls, stop) = (shared.clone(), tls.clone(), stop.clone());
-        tokio::spawn(held(alive.clone(), async move {
-            connection(stream, peer, exempt, tls, &shared, stop).await;
-            shared.connections.fetch_sub(1, Ordering::Relaxed);
+        let alive = alive.clone();
+        tokio::spawn(held(alive, async move {
+            let evicted = place.evicted();
+            tokio::select! {
+                () = connection(stream, peer, exempt, place, tls, &shared, stop) => {}
+                () = evicted.notified() => tracing::debug!(%peer, "connection gave way to others"),
+            }
         }));
     }
 }
@@ -416,6 +452,7 @@ async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     exempt: bool,
+    place: Place,
     tls: Option<TlsAcceptor>,
     shared: &Arc<Shared>,
     mut stop: watch::Receiver<bool>,
@@ -424,17 +461,42 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     let session = Session::new(peer, local.ip(), exempt);
     let Some(tls) = tls else {
-        return conn::serve(stream, shared.clone(), session, stop).await;
+        return conn::serve(stream, shared.clone(), session, Some(place), stop).await;
     };
+    if !exempt && !shared.budget.afford(peer.ip(), crate::cost::TLS_HANDSHAKE) {
+        return tracing::debug!(%peer, "no TLS handshake: too much work for this source");
+    }
     let handshake = tokio::select! {
         handshake = tokio::time::timeout(TLS_DEADLINE, tls.accept(stream)) => handshake,
         _ = stopped(&mut stop) => return,
     };
     match handshake {
-        Ok(Ok(stream)) => conn::serve(stream, shared.clone(), session, stop).await,
+        Ok(Ok(stream)) => conn::serve(stream, shared.clone(), session, Some(place), stop).await,
         Ok(Err(e)) => tracing::debug!(%peer, error = %e, "TLS handshake failed"),
         Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
     }
+}
+
+/// How many connections there may be: what is wanted, within what the system lets this process open. Asks for as
+/// much as it may have first.
+fn places(wanted: usize) -> usize {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    let needed = (wanted as u64).saturating_add(SPARE_FILES);
+    if limit.current.is_some_and(|now| now < needed) {
+        let more = rustix::process::Rlimit {
+            current: Some(limit.maximum.map_or(needed, |most| most.min(needed))),
+            maximum: limit.maximum,
+        };
+        if setrlimit(Resource::Nofile, more).is_ok() {
+            limit = more;
+        }
+    }
+    let allowed = limit.current.map_or(u64::MAX, |files| files.saturating_sub(SPARE_FILES).max(files / 2));
+    if allowed < wanted as u64 {
+        tracing::info!(wanted, allowed, "fewer registry connections than wanted: limit of open files");
+    }
+    wanted.min(usize::try_from(allowed).unwrap_or(usize::MAX))
 }
 
 /// Waits until the server stops.

@@ -7,23 +7,16 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 /// mode's `PILT`, read as a length, closes it.
 pub(crate) const MAX_BODY: usize = 1 << 20;
 
+/// Bodies up to this many bytes are read at any time; longer ones share a bounded room.
+pub(crate) const SMALL_BODY: usize = 8 * 1024;
+
 /// Space set aside before any byte of a body arrived.
-const FIRST_RESERVE: usize = 4096;
+const FIRST_RESERVE: usize = 1024;
 /// A buffer grown beyond this is not kept for the next request.
-const KEEP: usize = 64 * 1024;
+const KEEP: usize = SMALL_BODY;
 
-/// Waits for the first byte of a frame. `None`: the peer closed between frames.
-pub(crate) async fn begin_frame(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<u8>> {
-    let mut first = [0];
-    Ok((stream.read(&mut first).await? == 1).then_some(first[0]))
-}
-
-/// Reads the body of the frame that begins with `first` into `buf`.
-pub(crate) async fn rest_of_frame(
-    stream: &mut (impl AsyncRead + Unpin),
-    first: u8,
-    buf: &mut Vec<u8>,
-) -> io::Result<()> {
+/// Reads the rest of the length of a frame that begins with `first`.
+pub(crate) async fn header(stream: &mut (impl AsyncRead + Unpin), first: u8) -> io::Result<usize> {
     let mut header = [first, 0, 0, 0];
     stream.read_exact(&mut header[1..]).await?;
     let length = u32::from_be_bytes(header) as usize;
@@ -33,6 +26,15 @@ pub(crate) async fn rest_of_frame(
             format!("frame of {length} bytes (max {MAX_BODY})"),
         ));
     }
+    Ok(length)
+}
+
+/// Reads a body of `length` bytes into `buf`.
+pub(crate) async fn body(
+    stream: &mut (impl AsyncRead + Unpin),
+    length: usize,
+    buf: &mut Vec<u8>,
+) -> io::Result<()> {
     if buf.capacity() > KEEP {
         *buf = Vec::new();
     }
@@ -49,8 +51,12 @@ pub(crate) async fn rest_of_frame(
 /// Reads one frame without any deadline. `false`: the peer closed between frames.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) async fn read_frame(stream: &mut (impl AsyncRead + Unpin), buf: &mut Vec<u8>) -> io::Result<bool> {
-    let Some(first) = begin_frame(stream).await? else { return Ok(false) };
-    rest_of_frame(stream, first, buf).await?;
+    let mut first = [0];
+    if stream.read(&mut first).await? == 0 {
+        return Ok(false);
+    }
+    let length = header(stream, first[0]).await?;
+    body(stream, length, buf).await?;
     Ok(true)
 }
 
