@@ -42,6 +42,7 @@ fn config(node: NodeId, public: bool) -> Config {
         tunnel_secret: [node as u8; 32],
         rng_seed: [node as u8; 32],
         encrypt: true,
+        session_upgrade: true,
         allow_anonymous: Vec::new(),
         public,
         strict_dataplane_trust: false,

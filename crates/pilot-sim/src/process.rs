@@ -156,6 +156,7 @@ fn engine(start: Start, now: Instant) -> Engine {
         tunnel_secret,
         rng_seed,
         encrypt: true,
+        session_upgrade: true,
         allow_anonymous: Vec::new(),
         public: start.public,
         strict_dataplane_trust: false,

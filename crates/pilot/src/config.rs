@@ -42,6 +42,8 @@ pub struct NodeConfig {
     pub trust_auto_approve: bool,
     /// Tunnel encryption; off only on the operator's word.
     pub encrypt: bool,
+    /// Offer and take the session upgrade among our own nodes (docs/extensions.md).
+    pub session_upgrade: bool,
     /// On a private node: ignore key exchanges and pings of untrusted nodes (spec 02 section 13).
     pub strict_dataplane_trust: bool,
     /// Registry heartbeat interval and stream keepalive.
@@ -74,6 +76,7 @@ impl Default for NodeConfig {
             relay_only: false,
             trust_auto_approve: false,
             encrypt: true,
+            session_upgrade: true,
             strict_dataplane_trust: false,
             keepalive: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(120),

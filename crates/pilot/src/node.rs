@@ -169,6 +169,7 @@ impl Node {
                 tunnel_secret: secret()?,
                 rng_seed: secret()?,
                 encrypt: config.encrypt,
+                session_upgrade: config.session_upgrade,
                 allow_anonymous: Vec::new(),
                 public: config.public,
                 strict_dataplane_trust: config.strict_dataplane_trust,

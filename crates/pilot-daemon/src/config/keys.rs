@@ -113,6 +113,7 @@ pub const KEYS: &[Key] = &[
     key("sandbox", Kind::Bool),
     absent("sandbox_dir", Kind::Text),
     key("security_profile", Kind::OneOf(&["compatible", "enterprise"])),
+    key("session_upgrade", Kind::Bool),
     key("socket", Kind::Text),
     key("strict_dataplane_trust", Kind::Bool),
     key("syn_rate_limit", Kind::Int),

@@ -307,6 +307,7 @@ impl<'a> Settings<'a> {
                 relay_only: self.on("relay_only", false)?,
                 trust_auto_approve: self.on("trust_auto_approve", false)?,
                 encrypt: self.on("encrypt", true)?,
+                session_upgrade: self.on("session_upgrade", true)?,
                 strict_dataplane_trust: self.on("strict_dataplane_trust", false)?,
                 keepalive: self.duration("keepalive", DEFAULT_KEEPALIVE)?,
                 idle_timeout: self.duration("idle_timeout", DEFAULT_IDLE_TIMEOUT)?,

@@ -109,22 +109,29 @@ impl TunnelSecret {
         &self.public
     }
 
-    /// The session key shared with the owner of `peer` (spec 02 section 5), or `None` for a low-order key.
-    pub fn session_key(&self, peer: &[u8; 32]) -> Option<SessionKey> {
+    /// The X25519 secret shared with the owner of `peer`, or `None` for a low-order key.
+    pub fn agree(&self, peer: &[u8; 32]) -> Option<Zeroizing<[u8; 32]>> {
         let peer = agreement::UnparsedPublicKey::new(&agreement::X25519, peer);
-        let key = agreement::agree(&self.key, peer, (), |shared| {
+        agreement::agree(&self.key, peer, (), |shared| {
             if constant_time_eq(shared, &[0; 32]) {
                 return Err(());
             }
-            let mut key = Zeroizing::new([0u8; 32]);
-            hkdf::Salt::new(hkdf::HKDF_SHA256, &[])
-                .extract(shared)
-                .expand(&[b"pilot-tunnel-v1"], hkdf::HKDF_SHA256)
-                .and_then(|okm| okm.fill(&mut key[..]))
-                .map_err(|_| ())?;
-            Ok(key)
+            let mut out = Zeroizing::new([0; 32]);
+            out.copy_from_slice(shared);
+            Ok(out)
         })
-        .ok()?;
+        .ok()
+    }
+
+    /// The session key shared with the owner of `peer` (spec 02 section 5), or `None` for a low-order key.
+    pub fn session_key(&self, peer: &[u8; 32]) -> Option<SessionKey> {
+        let shared = self.agree(peer)?;
+        let mut key = Zeroizing::new([0u8; 32]);
+        hkdf::Salt::new(hkdf::HKDF_SHA256, &[])
+            .extract(&shared[..])
+            .expand(&[b"pilot-tunnel-v1"], hkdf::HKDF_SHA256)
+            .and_then(|okm| okm.fill(&mut key[..]))
+            .ok()?;
         SessionKey::from_bytes(&key)
     }
 }
@@ -135,7 +142,56 @@ impl std::fmt::Debug for TunnelSecret {
     }
 }
 
-/// An AES-256-GCM key, used in both directions of a session.
+struct Bytes64;
+
+impl hkdf::KeyType for Bytes64 {
+    fn len(&self) -> usize {
+        64
+    }
+}
+
+/// Two 32-byte keys from a chaining key and fresh input: HKDF-SHA256 without info, which is the HKDF of the Noise
+/// specification (section 4.3) with two outputs.
+pub fn hkdf_pair(chaining_key: &[u8; 32], input: &[u8]) -> Option<[Zeroizing<[u8; 32]>; 2]> {
+    let mut both = Zeroizing::new([0; 64]);
+    hkdf::Salt::new(hkdf::HKDF_SHA256, chaining_key)
+        .extract(input)
+        .expand(&[], Bytes64)
+        .and_then(|okm| okm.fill(&mut both[..]))
+        .ok()?;
+    let mut out = [Zeroizing::new([0; 32]), Zeroizing::new([0; 32])];
+    out[0].copy_from_slice(&both[..32]);
+    out[1].copy_from_slice(&both[32..]);
+    Some(out)
+}
+
+/// A generator of secrets that forgets: each output replaces the state by a one-way function, so that whoever reads
+/// the memory later cannot compute the secrets drawn before. Deterministic for a given seed.
+pub struct Ratchet(Zeroizing<[u8; 32]>);
+
+impl Ratchet {
+    /// A generator whose outputs depend on `seed` (32 secret bytes) and `label` alone.
+    pub fn new(seed: &[u8; 32], label: &[u8]) -> Option<Ratchet> {
+        let [state, _] = hkdf_pair(seed, label)?;
+        Some(Ratchet(state))
+    }
+
+    /// The next 32 secret bytes; `None` only if the library fails.
+    pub fn draw(&mut self) -> Option<Zeroizing<[u8; 32]>> {
+        let [state, output] = hkdf_pair(&self.0, b"pilot ratchet")?;
+        self.0 = state;
+        Some(output)
+    }
+}
+
+impl std::fmt::Debug for Ratchet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ratchet(..)")
+    }
+}
+
+/// An AES-256-GCM key: both directions of a session of the plain tunnel, one direction of an upgraded one. The library
+/// wipes it when it is dropped.
 pub struct SessionKey(aead::LessSafeKey);
 
 impl SessionKey {

@@ -15,7 +15,7 @@ mod timers;
 pub use drops::Drops;
 
 use crate::NodeId;
-use crate::crypto::{Identity, TunnelSecret};
+use crate::crypto::{Identity, TunnelSecret, hkdf_pair};
 use crate::path::Choice;
 use crate::stream::{self, CloseReason, ConnId, ConnStatus, DialError, Ingress, StreamEvent, Streams};
 use crate::tunnel::limits::{Bucket, Marks, RateTable};
@@ -33,6 +33,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use zeroize::Zeroize as _;
 
 /// Peers in the table.
 pub const MAX_PEERS: usize = 65_536;
@@ -52,10 +53,13 @@ const MAX_EVENT_BYTES: usize = 16 << 20;
 pub struct Config {
     /// 32 secret bytes for this process's X25519 tunnel key, from the operating system's generator.
     pub tunnel_secret: [u8; 32],
-    /// Seed of the engine's own cryptographic generator (nonce prefixes, sequence numbers, ports, jitter).
+    /// 32 secret bytes from the operating system's generator: seed of the engine's own generators (ephemeral keys, nonce
+    /// prefixes, sequence numbers, ports, jitter). The engine keeps neither it nor `tunnel_secret`.
     pub rng_seed: [u8; 32],
     /// Tunnel encryption; off only on the operator's word (spec 02 section 14).
     pub encrypt: bool,
+    /// Offer and take the session upgrade among our own nodes (docs/extensions.md).
+    pub session_upgrade: bool,
     /// Peers (by the operator's word) with whom an unauthenticated session is acceptable. Empty by default.
     pub allow_anonymous: Vec<NodeId>,
     /// Anyone may open streams to us.
@@ -333,10 +337,14 @@ pub struct Engine {
 
 impl Engine {
     /// An engine for `node` (0: not registered yet). It is silent until it gets a beacon or something to do.
-    pub fn new(config: Config, identity: Arc<Identity>, node: NodeId, now: Instant) -> Engine {
+    pub fn new(mut config: Config, identity: Arc<Identity>, node: NodeId, now: Instant) -> Engine {
         // Every 32-byte string is a valid X25519 private key (RFC 7748 section 5): only the length is checked.
         let secret = TunnelSecret::from_bytes(&config.tunnel_secret).expect("32 bytes are an X25519 key");
-        let mut rng = ChaCha20Rng::from_seed(config.rng_seed);
+        // Whoever reads the memory later must not find the seed: past ephemeral keys would follow from it.
+        let derived = hkdf_pair(&config.rng_seed, b"pilot engine rng").expect("HKDF yields 64 bytes");
+        let mut rng = ChaCha20Rng::from_seed(*derived[0]);
+        config.tunnel_secret.zeroize();
+        config.rng_seed.zeroize();
         let mut seed = [0; 32];
         rng.fill_bytes(&mut seed);
         let streams = Streams::new(stream_config(&config), seed);

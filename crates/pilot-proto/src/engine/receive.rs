@@ -108,6 +108,7 @@ impl Engine {
                 }
             }
             Frame::Pils(header) => self.receive_pils(now, header, origin, datagram),
+            Frame::Pilu(_) => self.drops.no_session += 1,
             Frame::Pilt(packet) => {
                 if self.config.encrypt {
                     self.drops.plaintext_refused += 1;

@@ -8,6 +8,8 @@ pub const PILA: [u8; 4] = *b"PILA";
 pub const PILK: [u8; 4] = *b"PILK";
 /// Magic of an encrypted packet.
 pub const PILS: [u8; 4] = *b"PILS";
+/// Magic of an encrypted packet under an upgraded session (docs/extensions.md).
+pub const PILU: [u8; 4] = *b"PILU";
 /// Magic of a plaintext packet.
 pub const PILT: [u8; 4] = *b"PILT";
 /// Magic of a NAT punch.
@@ -17,11 +19,11 @@ pub const PILP: [u8; 4] = *b"PILP";
 pub const PILA_LEN: usize = 136;
 /// Length of a PILK frame.
 pub const PILK_LEN: usize = 40;
-/// Bytes before the ciphertext of a PILS frame: magic, sender, nonce.
+/// Bytes before the ciphertext of a PILS or PILU frame: magic, sender, nonce or session and counter.
 pub const PILS_HEADER_LEN: usize = 20;
 /// AES-GCM tag length.
 pub const TAG_LEN: usize = 16;
-/// Bytes a PILS frame adds to a packet.
+/// Bytes a PILS or PILU frame adds to a packet.
 pub const PILS_OVERHEAD: usize = PILS_HEADER_LEN + TAG_LEN;
 
 /// One datagram, classified by its first bytes. Slices borrow the datagram.
@@ -35,6 +37,8 @@ pub enum Frame<'a> {
     Pilk(Pilk<'a>),
     /// Encrypted packet; the whole frame has been checked to be at least 36 bytes long.
     Pils(Pils),
+    /// Encrypted packet under an upgraded session; the whole frame has been checked to be at least 36 bytes long.
+    Pilu(Pilu),
     /// Plaintext packet bytes.
     Pilt(&'a [u8]),
     /// NAT punch.
@@ -76,6 +80,17 @@ pub struct Pils {
     pub counter: u64,
 }
 
+/// Clear-text fields of a PILU frame, all of them authenticated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pilu {
+    /// Sender.
+    pub node: NodeId,
+    /// The receiver's name for the session.
+    pub session: u32,
+    /// Nonce counter, from 0.
+    pub counter: u64,
+}
+
 /// Why a datagram is no frame. All are dropped silently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
@@ -113,6 +128,8 @@ impl<'a> Frame<'a> {
             PILK => Pilk::parse(bytes).map(Frame::Pilk).ok_or(short("PILK")),
             PILS if bytes.len() < PILS_OVERHEAD => Err(short("PILS")),
             PILS => Pils::parse(bytes).map(Frame::Pils).ok_or(short("PILS")),
+            PILU if bytes.len() < PILS_OVERHEAD => Err(short("PILU")),
+            PILU => Pilu::parse(bytes).map(Frame::Pilu).ok_or(short("PILU")),
             PILT if bytes.len() < 4 + super::packet::HEADER_LEN => Err(short("PILT")),
             PILT => Ok(Frame::Pilt(&bytes[4..])),
             PILP => Ok(Frame::Pilp),
@@ -130,6 +147,11 @@ impl<'a> Pila<'a> {
             signature: array(bytes, 72)?,
             trailing: &bytes[PILA_LEN..],
         })
+    }
+
+    /// The 136 bytes of the frame.
+    pub fn bytes(&self) -> [u8; PILA_LEN] {
+        pila(self.node, self.x25519, self.ed25519, self.signature)
     }
 }
 
@@ -163,6 +185,26 @@ impl Pils {
         let mut out = [0; 12];
         out[..4].copy_from_slice(&self.prefix);
         out[4..].copy_from_slice(&self.counter.to_be_bytes());
+        out
+    }
+}
+
+impl Pilu {
+    fn parse(bytes: &[u8]) -> Option<Pilu> {
+        Some(Pilu {
+            node: node_at(bytes, 4)?,
+            session: node_at(bytes, 8)?,
+            counter: u64::from_be_bytes(*array::<8>(bytes, 12)?),
+        })
+    }
+
+    /// The 20 clear-text bytes that precede the ciphertext; they are its additional data.
+    pub fn header(&self) -> [u8; PILS_HEADER_LEN] {
+        let mut out = [0; PILS_HEADER_LEN];
+        out[..4].copy_from_slice(&PILU);
+        out[4..8].copy_from_slice(&self.node.to_be_bytes());
+        out[8..12].copy_from_slice(&self.session.to_be_bytes());
+        out[12..].copy_from_slice(&self.counter.to_be_bytes());
         out
     }
 }

@@ -2,5 +2,6 @@
 
 pub mod addr;
 pub mod beacon;
+pub mod capability;
 pub mod frame;
 pub mod packet;

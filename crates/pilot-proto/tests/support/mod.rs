@@ -30,6 +30,7 @@ pub fn config(seed: u8) -> Config {
         tunnel_secret: [seed; 32],
         rng_seed: [seed; 32],
         encrypt: true,
+        session_upgrade: true,
         allow_anonymous: Vec::new(),
         public: true,
         strict_dataplane_trust: false,

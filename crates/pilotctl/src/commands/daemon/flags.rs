@@ -30,6 +30,7 @@ macro_rules! daemon_flags {
             Flag::value("registry-fingerprint", "HEX", "SHA-256 of its certificate; turns TLS on"),
             Flag::switch("encrypt", "encrypt tunnels (on)"),
             Flag::switch("no-encrypt", "same as --encrypt=false"),
+            Flag::switch("session-upgrade", "forward-secret sessions with nodes that know them (on)"),
             Flag::switch("strict-dataplane-trust", "ignore key exchanges and pings of untrusted nodes"),
             Flag::value("keepalive", "D", "heartbeat interval (60s)"),
             Flag::value("idle-timeout", "D", "silence that ends a stream (120s)"),
