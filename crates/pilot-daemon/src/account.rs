@@ -1,8 +1,7 @@
 //! `account.json`: the email address given once is used by later starts (spec 08 section 1.9).
 
+use pilot_disk::Disk;
 use serde_json::Value;
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 fn path(home: &Path) -> PathBuf {
@@ -31,27 +30,14 @@ pub(crate) fn email(home: &Path, given: Option<String>) -> Result<Option<String>
 }
 
 /// Remembers `email`. A failure is logged and harms nothing else.
-pub(crate) fn remember(home: &Path, email: &str) {
+pub(crate) fn remember(disk: &Disk, home: &Path, email: &str) {
     let path = path(home);
     let text = format!("{:#}", serde_json::json!({ "email": email }));
     if std::fs::read(&path).is_ok_and(|old| old == text.as_bytes()) {
         return;
     }
-    let write = || -> std::io::Result<()> {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(home)?;
-        let temporary = home.join(".account.json.tmp");
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, &path)
-    };
-    if let Err(error) = write() {
-        tracing::warn!(path = %path.display(), %error, "the email address could not be remembered");
+    if let Err(error) = disk.replace(&path, text.as_bytes()) {
+        tracing::warn!(%error, "the email address could not be remembered");
     }
 }
 
@@ -65,7 +51,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let home = dir.path().join("pilot");
         assert_eq!(email(&home, None), Ok(None));
-        remember(&home, "a@example.com");
+        remember(&Disk::new(), &home, "a@example.com");
         let text = std::fs::read_to_string(path(&home)).unwrap();
         assert_eq!(text, "{\n  \"email\": \"a@example.com\"\n}");
         assert_eq!(std::fs::metadata(path(&home)).unwrap().permissions().mode() & 0o777, 0o600);

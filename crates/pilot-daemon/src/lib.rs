@@ -58,7 +58,7 @@ impl Daemon {
             account::email(&config.home, config.node.email.take()).map_err(DaemonError::Config)?;
         let node = Node::start(config.node.clone()).await?;
         if let Some(email) = &config.node.email {
-            account::remember(&config.home, email);
+            account::remember(&config.node.disk, &config.home, email);
         }
         let services = Services::start(&node, &config).await;
         let socket = match PublishedSocket::create(&config.socket).await {

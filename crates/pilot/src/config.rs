@@ -1,5 +1,6 @@
 //! Settings of a node and why one does not start.
 
+use pilot_disk::Disk;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -58,6 +59,8 @@ pub struct NodeConfig {
     pub syn_rate_limit: u32,
     /// Version told to the registry.
     pub version: String,
+    /// How the files are written.
+    pub disk: Disk,
 }
 
 impl Default for NodeConfig {
@@ -84,6 +87,7 @@ impl Default for NodeConfig {
             max_conns_total: 65_536,
             syn_rate_limit: 100,
             version: env!("CARGO_PKG_VERSION").into(),
+            disk: Disk::new(),
         }
     }
 }

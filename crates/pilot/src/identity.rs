@@ -2,18 +2,17 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use pilot_disk::{Disk, DiskError};
 use pilot_proto::crypto::Identity;
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use zeroize::{Zeroize as _, Zeroizing};
 
 /// Most bytes an identity file may have; a real one has about 200.
 const MAX_FILE: u64 = 64 * 1024;
-/// Most symbolic links followed for one path.
-const MAX_LINKS: usize = 40;
 
 const CORRUPTED: &str = "identity file corrupted: public key does not match private key";
 
@@ -37,13 +36,12 @@ pub(crate) fn generate() -> Result<Identity, String> {
 }
 
 /// Loads the identity of `path`; a missing file is made. Errors say what to do.
-pub(crate) fn load_or_create(path: &Path) -> Result<Identity, String> {
+pub(crate) fn load_or_create(disk: &Disk, path: &Path) -> Result<Identity, String> {
     match load(path)? {
         Some(identity) => Ok(identity),
         None => {
             let identity = generate()?;
-            save(path, &identity)
-                .map_err(|e| format!("identity file {} cannot be written: {e}", path.display()))?;
+            save(disk, path, &identity).map_err(|e| format!("identity file: {e}"))?;
             Ok(identity)
         }
     }
@@ -92,52 +90,18 @@ pub(crate) fn parse(text: &str) -> Result<Identity, String> {
 }
 
 /// The file's content.
-pub(crate) fn text(identity: &Identity) -> io::Result<Zeroizing<Vec<u8>>> {
+pub(crate) fn text(identity: &Identity) -> Zeroizing<Vec<u8>> {
     let mut private = Zeroizing::new([0u8; 64]);
     private[..32].copy_from_slice(identity.seed());
     private[32..].copy_from_slice(identity.public_key());
     let file = File { private_key: STANDARD.encode(&private[..]), public_key: identity.public_key_base64() };
-    Ok(Zeroizing::new(serde_json::to_vec_pretty(&file)?))
+    // Two texts always have a JSON form.
+    Zeroizing::new(serde_json::to_vec_pretty(&file).unwrap_or_default())
 }
 
-/// Writes the identity atomically with mode 0600; symbolic links of the path are followed first.
-pub(crate) fn save(path: &Path, identity: &Identity) -> io::Result<()> {
-    write_atomic(path, &text(identity)?)
-}
-
-/// Replaces the file behind `path` by `bytes`, durable when this returns.
-pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let path = follow(path)?;
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&parent)?;
-    let mut name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?.to_owned();
-    name.push(".tmp");
-    let temporary = parent.join(name);
-    // A leftover of a crash may have other permissions; `mode` only counts for new files.
-    match fs::remove_file(&temporary) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, &path)?;
-    fs::File::open(&parent)?.sync_all()
-}
-
-/// The end of a chain of symbolic links, also when the last one dangles.
-fn follow(path: &Path) -> io::Result<PathBuf> {
-    let mut path = path.to_owned();
-    for _ in 0..MAX_LINKS {
-        match fs::read_link(&path) {
-            Ok(target) => path = path.parent().map_or_else(|| target.clone(), |parent| parent.join(&target)),
-            Err(_) => return Ok(path),
-        }
-    }
-    Err(io::Error::other("too many symbolic links"))
+/// Writes the identity; durable when this returns.
+pub(crate) fn save(disk: &Disk, path: &Path, identity: &Identity) -> Result<(), DiskError> {
+    disk.replace(path, &text(identity))
 }
 
 #[cfg(test)]
@@ -148,14 +112,14 @@ mod tests {
     fn a_missing_file_is_made_private_and_loads_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b/identity.json");
-        let made = load_or_create(&path).unwrap();
-        let again = load_or_create(&path).unwrap();
+        let made = load_or_create(&Disk::new(), &path).unwrap();
+        let again = load_or_create(&Disk::new(), &path).unwrap();
         assert_eq!(made.public_key(), again.public_key());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("{\n  \"private_key\": \"") && text.ends_with("\"\n}"), "{text}");
-        assert!(!path.with_file_name("identity.json.tmp").exists());
+        assert!(!path.with_file_name(".identity.json.tmp").exists());
     }
 
     #[test]
@@ -166,7 +130,7 @@ mod tests {
             let golden = &vectors["nodes"][node]["identity_json"];
             let identity = parse(&golden.to_string()).unwrap();
             assert_eq!(identity.public_key_base64(), golden["public_key"]);
-            let written: serde_json::Value = serde_json::from_slice(&text(&identity).unwrap()).unwrap();
+            let written: serde_json::Value = serde_json::from_slice(&text(&identity)).unwrap();
             assert_eq!(written, *golden);
         }
     }
@@ -175,10 +139,10 @@ mod tests {
     fn loose_permissions_are_refused_with_the_way_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("id.json");
-        load_or_create(&path).unwrap();
+        load_or_create(&Disk::new(), &path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         assert_eq!(
-            load_or_create(&path).unwrap_err(),
+            load_or_create(&Disk::new(), &path).unwrap_err(),
             format!("identity file has loose permissions (mode 644); chmod 600 {} and retry", path.display())
         );
     }
@@ -215,7 +179,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (link, target) = (dir.path().join("id.json"), dir.path().join("real/id.json"));
         std::os::unix::fs::symlink("real/id.json", &link).unwrap();
-        let made = load_or_create(&link).unwrap();
+        let made = load_or_create(&Disk::new(), &link).unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(load(&target).unwrap().unwrap().public_key(), made.public_key());
     }

@@ -114,7 +114,7 @@ pub struct NodeStatus {
     pub superseded: bool,
     /// Registry answers heartbeats.
     pub registry_ok: bool,
-    /// Problems a user should know (a refused hostname, changed keys), newest last, bounded.
+    /// Problems a user should know (a refused hostname, changed keys, a full disk), bounded.
     pub warnings: Vec<String>,
 }
 
@@ -151,7 +151,7 @@ impl Node {
         let registry =
             Client::new(&config.registry, config.registry_tls.as_ref()).map_err(StartError::Config)?;
         let identity = match &config.identity_path {
-            Some(path) => identity::load_or_create(path),
+            Some(path) => identity::load_or_create(&config.disk, path),
             None => identity::generate(),
         };
         let identity = Arc::new(identity.map_err(StartError::Identity)?);
@@ -336,6 +336,7 @@ impl Node {
         let handshake_pending = self.shared.trust.pending_count();
         let config = &self.shared.config;
         let uptime = self.shared.started.elapsed();
+        let troubles = config.disk.troubles();
         self.shared.state(|s| NodeStatus {
             node_id: s.node,
             address: s.address,
@@ -356,7 +357,7 @@ impl Node {
             handshake_pending,
             superseded: s.superseded,
             registry_ok: s.registry_ok,
-            warnings: s.warnings.iter().cloned().collect(),
+            warnings: s.warnings.iter().cloned().chain(troubles).collect(),
         })
     }
 
@@ -520,14 +521,12 @@ impl Node {
         self.shared.trust_identity(node, fresh.clone());
         if let Some(path) = self.shared.config.identity_path.clone() {
             let saved = tokio::task::spawn_blocking({
-                let (path, fresh) = (path.clone(), fresh.clone());
-                move || identity::save(&path, &fresh)
+                let (disk, fresh) = (self.shared.config.disk.clone(), fresh.clone());
+                move || identity::save(&disk, &path, &fresh).map_err(|e| e.to_string())
             });
-            if let Err(error) = saved.await.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
+            if let Err(error) = saved.await.unwrap_or_else(|e| Err(e.to_string())) {
                 self.shared.warn(format!(
-                    "the new key could not be saved to {}: {error}; rotate again before restarting, or this \
-                     identity is lost",
-                    path.display()
+                    "the new key could not be saved: {error}; rotate again before restarting, or this identity is lost"
                 ));
             }
         }

@@ -15,7 +15,8 @@
 //! `registry` is the `registry_id` the registry gave itself, else its address; node ids mean nothing at another one.
 //! A file of a newer version is kept aside and not used. Unknown fields of this version are dropped at the next save.
 
-use crate::{identity, lock};
+use crate::lock;
+use pilot_disk::Disk;
 use pilot_proto::NodeId;
 use pilot_proto::crypto;
 use serde::{Deserialize, Serialize};
@@ -250,12 +251,13 @@ impl Peers {
     ///
     /// # Errors
     /// The file and the cause.
-    pub(crate) async fn save(&self) -> Result<(), String> {
+    pub(crate) async fn save(&self, disk: &Disk) -> Result<(), String> {
         let Some(path) = self.path.clone() else { return Ok(()) };
         let _one = self.saving.lock().await;
         let text = self.to_json();
+        let disk = disk.clone();
         let written = tokio::task::spawn_blocking(move || {
-            identity::write_atomic(&path, text.as_bytes()).map_err(|e| format!("{}: {e}", path.display()))
+            disk.replace(&path, text.as_bytes()).map_err(|e| e.to_string())
         });
         written.await.unwrap_or_else(|error| Err(error.to_string()))
     }
@@ -357,7 +359,7 @@ mod tests {
         for port in 2..=6 {
             before.seen(20, 7, Some(SocketAddr::new([192, 0, 2, 1].into(), port)));
         }
-        before.save().await.unwrap();
+        before.save(&Disk::new()).await.unwrap();
         let (after, warning) = peers(dir.path());
         assert_eq!((warning, after.port()), (None, 4000));
         assert_eq!(after.get(7), before.get(7));

@@ -189,7 +189,7 @@ impl Shared {
 
     pub(crate) async fn save_peers(&self) {
         self.note_peers().await;
-        if let Err(error) = self.peers.save().await {
+        if let Err(error) = self.peers.save(&self.config.disk).await {
             self.warn(format!("keys and addresses of peers could not be saved: {error}"));
         }
     }

@@ -3,7 +3,7 @@
 use crate::command::Command;
 use crate::config::NodeConfig;
 use crate::shared::Shared;
-use crate::{identity, lock, unix_now};
+use crate::{lock, unix_now};
 use pilot_proto::NodeId;
 use pilot_proto::crypto::Identity;
 use pilot_proto::trust::{Action, Approved, Config, Outcome, Requested, Trust};
@@ -435,8 +435,9 @@ impl Shared {
         let Some(path) = self.trust.path.clone() else { return };
         let _one = self.trust.saving.lock().await;
         let text = lock(&self.trust.machine).to_json(unix_now());
+        let disk = self.config.disk.clone();
         let written = tokio::task::spawn_blocking(move || {
-            identity::write_atomic(&path, text.as_bytes()).map_err(|e| format!("{}: {e}", path.display()))
+            disk.replace(&path, text.as_bytes()).map_err(|e| e.to_string())
         });
         match written.await {
             Ok(Ok(())) => {}

@@ -1,10 +1,10 @@
 //! `config.json`: read with care, written atomically (spec 08 sections 1.9 and 1.10).
 
 use super::keys::{self, Key, Kind};
+use pilot_disk::{Disk, DiskError};
 use serde_json::{Map, Value};
 use std::fs;
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 /// Largest file read, bytes.
@@ -122,25 +122,14 @@ impl ConfigFile {
         self.values.remove(name);
     }
 
-    /// Writes the file: a temporary file (0600) beside it, synced, renamed over it. The directory is made (0700).
-    pub fn save(&self) -> io::Result<()> {
-        let dir = self.path.parent().unwrap_or(Path::new("."));
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let mut text = serde_json::to_string_pretty(&self.values)?;
-        text.push('\n');
-        let temporary = dir.join(format!(".config.json.{}", std::process::id()));
-        let written = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)
-            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
-            .and_then(|()| fs::rename(&temporary, &self.path));
-        if written.is_err() {
-            let _ = fs::remove_file(&temporary);
-        }
-        written
+    /// Writes the file, durably.
+    ///
+    /// # Errors
+    /// The disk does not take it; the text names the file, the cause and what to do.
+    pub fn save(&self) -> Result<(), DiskError> {
+        // Values came from JSON and go back to it.
+        let text = format!("{:#}\n", Value::Object(self.values.clone()));
+        Disk::new().replace(&self.path, text.as_bytes())
     }
 }
 

@@ -3,6 +3,7 @@
 use super::keys::{self, Effect, Key};
 use super::{ConfigFile, DaemonConfig, Env, LogFormat, duration};
 use pilot::{NodeConfig, RegistryTls};
+use pilot_disk::Disk;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -315,6 +316,7 @@ impl<'a> Settings<'a> {
                 max_conns_total: self.number("max_conns_total", DEFAULT_CONNS_TOTAL)?,
                 syn_rate_limit: self.number("syn_rate_limit", DEFAULT_SYN_RATE)?,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
+                disk: Disk::new(),
             },
             socket: absolute(&self.socket()?),
             home: self.env.pilot_home(),

@@ -2,11 +2,12 @@
 
 use super::ByteStream;
 use super::client::frame_limit;
-use super::files::{Stamps, since_epoch};
-use super::inbox::{Inbox, StoreError};
+use super::files::{Stamps, StoreError, since_epoch};
+use super::inbox::Inbox;
 use super::received::{Received, Store, StoredFile};
 use bytes::{Bytes, BytesMut};
 use pilot::{Listener, Node};
+use pilot_disk::Disk;
 use pilot_proto::service::duplicates::{self, Claim, Duplicates, Key};
 use pilot_proto::service::file_receiver::FileReceiver;
 use pilot_proto::service::frame::{Decoder, Frame, FrameType};
@@ -43,10 +44,10 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(home: &Path, base64: bool) -> Arc<Shared> {
+    pub(super) fn new(disk: &Disk, home: &Path, base64: bool) -> Arc<Shared> {
         let stamps = Arc::new(Stamps::default());
-        let inbox = Inbox::new(home.join("inbox"), stamps.clone(), base64);
-        Shared::with(inbox, Received::new(home.join("received"), stamps))
+        let inbox = Inbox::new(disk.clone(), home.join("inbox"), stamps.clone(), base64);
+        Shared::with(inbox, Received::new(disk.clone(), home.join("received"), stamps))
     }
 
     fn with(inbox: Inbox, received: Received) -> Arc<Shared> {
@@ -339,7 +340,7 @@ fn save_message(shared: &Shared, from: Addr, ty: FrameType, tag: &Tag, payload: 
             });
             let event = matches!(error, StoreError::Full(_)).then_some(("inbox.full", full));
             tracing::warn!(%from, %error, "message not stored");
-            Saved { error: Some(message::error(&ty.name(), &error.to_string())), event }
+            Saved { error: Some(message::error(&ty.name(), &error.for_sender())), event }
         }
     }
 }
@@ -347,12 +348,13 @@ fn save_message(shared: &Shared, from: Addr, ty: FrameType, tag: &Tag, payload: 
 fn save_file(shared: &Shared, from: Addr, name: &str, tag: &Tag, data: &[u8]) -> Saved {
     match shared.received.store(name, data) {
         Ok(file) => Saved { error: None, event: Some(("file.received", file_event(from, name, &file, tag))) },
-        Err((error, full)) => {
+        Err(error) => {
+            let full = matches!(error, StoreError::Full(_));
             let data =
                 json!({"type": "FILE", "frame_bytes": data.len(), "max_bytes": shared.received.quota()});
-            tracing::warn!(%from, error, "file not stored");
+            tracing::warn!(%from, %error, "file not stored");
             Saved {
-                error: Some(message::error("FILE", &error)),
+                error: Some(message::error("FILE", &error.for_sender())),
                 event: full.then_some(("received.full", data)),
             }
         }

@@ -1,12 +1,36 @@
-//! Files that survive: names that do not collide, writes that are complete or absent.
+//! Names of stored files that do not collide, and room for them.
 
+use pilot_disk::DiskError;
 use pilot_proto::service::names;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Why a message or file was not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It does not fit.
+    #[error("{0}")]
+    Full(String),
+    /// The disk does not take it. The text is for the operator.
+    #[error("{0}")]
+    Disk(#[from] DiskError),
+}
+
+impl StoreError {
+    /// The text for the sender, who need not know our paths.
+    pub fn for_sender(&self) -> String {
+        match self {
+            StoreError::Full(text) => text.clone(),
+            StoreError::Disk(error) => for_sender(error),
+        }
+    }
+}
+
+/// A disk's error for the sender of what was to be stored.
+pub fn for_sender(error: &DiskError) -> String {
+    format!("receiver cannot store it: {}", error.cause())
+}
 
 /// Numbers everything this process stores, in the inbox and in `received`, from 1.
 #[derive(Debug, Default)]
@@ -23,38 +47,6 @@ impl Stamps {
 /// Time since 1970-01-01T00:00:00Z; zero if the clock is set before.
 pub fn since_epoch() -> std::time::Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
-/// Creates a directory (0700) and its parents.
-pub fn create_dir(dir: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
-}
-
-/// Makes renames in a directory durable, as far as the file system can.
-pub fn sync_dir(dir: &Path) {
-    if let Ok(dir) = File::open(dir) {
-        let _ = dir.sync_all();
-    }
-}
-
-/// Writes a file (0600) so that it is there completely or not at all, also after a power cut.
-pub fn write_atomic(path: &Path, data: &[u8]) -> io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let temporary = PathBuf::from(temporary);
-    let written = (|| {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(data)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    } else if let Some(dir) = path.parent() {
-        sync_dir(dir);
-    }
-    written
 }
 
 /// Bytes a user without privileges may still write to the file system of `dir`; `None` if unknown.

@@ -12,9 +12,10 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
-use super::files::{self, Stamps};
+use super::files::{self, Stamps, StoreError};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use pilot_disk::{Disk, DiskError};
 use pilot_proto::Addr;
 use pilot_proto::service::frame::FrameType;
 use pilot_proto::service::message::Tag;
@@ -33,17 +34,6 @@ pub const MAX_FILES: usize = 10_000;
 /// The number of messages is checked once in so many saves.
 const COUNT_EVERY: u64 = 64;
 
-/// Why a message was not stored; a text for its sender.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StoreError {
-    /// It does not fit.
-    #[error("inbox byte budget exceeded: {0}")]
-    Full(String),
-    /// It could not be written.
-    #[error("{0}")]
-    Io(String),
-}
-
 /// What is known of the directory without looking.
 #[derive(Debug, Default)]
 struct Usage {
@@ -56,6 +46,7 @@ struct Usage {
 /// Stores messages.
 #[derive(Debug)]
 pub struct Inbox {
+    disk: Disk,
     dir: PathBuf,
     stamps: Arc<Stamps>,
     max_bytes: u64,
@@ -66,8 +57,16 @@ pub struct Inbox {
 
 impl Inbox {
     /// In `dir`, which is made when the first message comes. `base64`: store every message as base64.
-    pub fn new(dir: PathBuf, stamps: Arc<Stamps>, base64: bool) -> Inbox {
-        Inbox { dir, stamps, max_bytes: MAX_BYTES, max_files: MAX_FILES, base64, usage: Mutex::default() }
+    pub fn new(disk: Disk, dir: PathBuf, stamps: Arc<Stamps>, base64: bool) -> Inbox {
+        Inbox {
+            disk,
+            dir,
+            stamps,
+            max_bytes: MAX_BYTES,
+            max_files: MAX_FILES,
+            base64,
+            usage: Mutex::default(),
+        }
     }
 
     /// With other limits than [`MAX_BYTES`] and [`MAX_FILES`].
@@ -85,15 +84,19 @@ impl Inbox {
     /// # Errors
     /// It does not fit, or could not be written.
     pub fn store(&self, from: Addr, ty: FrameType, tag: &Tag, payload: &[u8]) -> Result<String, StoreError> {
+        let full = |why| StoreError::Full(format!("inbox byte budget exceeded: {why}"));
+        let failed = |error| DiskError::new("read folder", &self.dir, error);
         let record = self.encode(from, ty, tag, payload);
         let size = record.len() as u64;
         if size > self.max_bytes {
             let max = self.max_bytes;
-            return Err(StoreError::Full(format!("a {size}-byte message is larger than the {max}-byte cap")));
+            return Err(full(format!("a {size}-byte message is larger than the {max}-byte cap")));
         }
-        let failed = |error: io::Error| StoreError::Io(error.to_string());
         let mut usage = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
-        files::create_dir(&self.dir).map_err(failed)?;
+        if usage.saves == 0 {
+            // What a crash interrupted was never acknowledged.
+            self.disk.sweep(&self.dir)?;
+        }
         if usage.changed.is_none() || usage.changed != modified(&self.dir) {
             usage.bytes = entries(&self.dir).map_err(failed)?.iter().map(|entry| entry.size).sum();
         }
@@ -104,7 +107,7 @@ impl Inbox {
         }
         if usage.bytes + size > self.max_bytes {
             let (used, max) = (usage.bytes, self.max_bytes);
-            return Err(StoreError::Full(format!("{used} + {size} > {max}")));
+            return Err(full(format!("{used} + {size} > {max}")));
         }
         let (id, path) = loop {
             let id = format!("{}-{}", ty.name(), self.stamps.next());
@@ -114,7 +117,7 @@ impl Inbox {
                 break (id, path);
             }
         };
-        files::write_atomic(&path, &record).map_err(failed)?;
+        self.disk.replace(&path, &record)?;
         usage.bytes += size;
         usage.changed = modified(&self.dir);
         Ok(id)
@@ -397,7 +400,7 @@ mod tests {
     }
 
     fn inbox(dir: &Path) -> Inbox {
-        Inbox::new(dir.join("inbox"), Arc::default(), false)
+        Inbox::new(Disk::new(), dir.join("inbox"), Arc::default(), false)
     }
 
     fn plain(inbox: &Inbox, payload: &[u8]) -> Result<String, StoreError> {
@@ -452,7 +455,7 @@ mod tests {
     #[test]
     fn base64_can_be_forced() {
         let dir = tempfile::tempdir().unwrap();
-        let inbox = Inbox::new(dir.path().to_owned(), Arc::default(), true);
+        let inbox = Inbox::new(Disk::new(), dir.path().to_owned(), Arc::default(), true);
         let id = plain(&inbox, b"text").unwrap();
         let record = read(dir.path(), &id).unwrap().unwrap();
         assert_eq!(record.fields["data_b64"], "dGV4dA==");

@@ -12,7 +12,7 @@ pub mod inbox;
 pub mod received;
 mod stream;
 
-pub use files::Stamps;
+pub use files::{Stamps, StoreError};
 pub use stream::{ByteStream, Ended};
 
 use crate::config::DaemonConfig;
@@ -39,7 +39,8 @@ impl Services {
         if !config.no_dataexchange {
             match node.listen(port::DATA_EXCHANGE).await {
                 Some(listener) => {
-                    let shared = dataexchange::Shared::new(&config.home, config.dataexchange_b64);
+                    let shared =
+                        dataexchange::Shared::new(&config.node.disk, &config.home, config.dataexchange_b64);
                     tasks.push(tokio::spawn(dataexchange::serve(node.clone(), listener, shared)));
                 }
                 None => {

@@ -1,16 +1,16 @@
 //! Received files (spec 06 sections 5.5 and 5.6). [`Received`] stores; [`list`] and [`clear`] work on the directory
 //! alone, with or without a daemon.
 
-use super::files::{self, Stamps};
+use super::files::{self, Stamps, StoreError, for_sender};
+use pilot_disk::{Disk, DiskError, DiskFile, is_temporary};
 use pilot_proto::service::file_receiver::{PartialFile, PartialStore, WriteError};
 use pilot_proto::service::filestream::{Init, TransferId};
 use pilot_proto::service::{hex, names};
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -26,6 +26,8 @@ pub const RESERVE: u64 = 16 << 20;
 pub const TAKE_OVER_AFTER: Duration = Duration::from_secs(10);
 /// Where partial files are kept, below the directory.
 const PARTIAL: &str = ".partial";
+/// The file there that one-frame files are written to before they get their name. They are written one at a time.
+const ONE_FRAME: &str = ".file.tmp";
 
 /// A stored file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,25 +59,29 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Stores files.
 #[derive(Debug)]
 pub struct Received {
+    disk: Disk,
     dir: PathBuf,
     stamps: Arc<Stamps>,
     quota: u64,
     max_files: usize,
     take_over_after: Duration,
+    swept: AtomicBool,
     private: AtomicU32,
     holds: Mutex<Holds>,
 }
 
 impl Received {
     /// In `dir`, which is made when the first file comes.
-    pub fn new(dir: PathBuf, stamps: Arc<Stamps>) -> Received {
+    pub fn new(disk: Disk, dir: PathBuf, stamps: Arc<Stamps>) -> Received {
         let (quota, take_over_after) = (QUOTA, TAKE_OVER_AFTER);
         Received {
+            disk,
             dir,
             stamps,
             quota,
             max_files: MAX_FILES,
             take_over_after,
+            swept: AtomicBool::new(false),
             private: AtomicU32::new(0),
             holds: Mutex::default(),
         }
@@ -94,21 +100,34 @@ impl Received {
     /// Stores a whole file durably; blocks.
     ///
     /// # Errors
-    /// A text for the sender, and whether the quota is the cause.
-    pub fn store(&self, name: &str, data: &[u8]) -> Result<StoredFile, (String, bool)> {
-        let failed = |error: io::Error| (error.to_string(), false);
-        files::create_dir(&self.dir.join(PARTIAL)).map_err(failed)?;
+    /// It does not fit, or could not be written.
+    pub fn store(&self, name: &str, data: &[u8]) -> Result<StoredFile, StoreError> {
+        let failed = |error| DiskError::new("read folder", &self.dir, error);
+        self.prepare()?;
         // Held while writing, so that two files cannot both take the last room.
         let holds = lock(&self.holds);
         let used = self.used(&holds, None).map_err(failed)?;
-        self.check_count().map_err(|text| (text, true))?;
+        self.check_count()?;
         let (size, quota) = (data.len() as u64, self.quota);
         if used + size > quota {
-            return Err((format!("received-files quota exceeded: {used} + {size} > {quota}"), true));
+            let text = format!("received-files quota exceeded: {used} + {size} > {quota}");
+            return Err(StoreError::Full(text));
         }
         let (name, path) = self.free_name(&names::base_name(name));
-        files::write_atomic(&path, data).map_err(failed)?;
+        // Not beside it, where it would be listed.
+        let temporary = self.dir.join(PARTIAL).join(ONE_FRAME);
+        self.disk.replace_via(&temporary, &path, data)?;
         Ok(StoredFile { name, path, size })
+    }
+
+    /// Makes the directories; the first time, removes what a crash left of files that were never acknowledged.
+    fn prepare(&self) -> Result<(), DiskError> {
+        let partials = self.dir.join(PARTIAL);
+        self.disk.create_dir(&partials)?;
+        if !self.swept.swap(true, Ordering::Relaxed) {
+            self.disk.sweep(&partials)?;
+        }
+        Ok(())
     }
 
     /// Bytes below the directory and bytes that live transfers will add, without the partial file `except`.
@@ -127,18 +146,21 @@ impl Received {
     }
 
     /// Refuses a new file when there are too many.
-    fn check_count(&self) -> Result<(), String> {
+    fn check_count(&self) -> Result<(), StoreError> {
         // The directory of partial files is the one too many.
-        let count = fs::read_dir(&self.dir).map_err(|error| error.to_string())?.count();
-        match count > self.max_files {
-            true => Err(format!("receiver disk quota exceeded: {} files are stored", self.max_files)),
+        let listing = fs::read_dir(&self.dir).map_err(|e| DiskError::new("read folder", &self.dir, e))?;
+        match listing.count() > self.max_files {
+            true => {
+                let max = self.max_files;
+                Err(StoreError::Full(format!("receiver disk quota exceeded: {max} files are stored")))
+            }
             false => Ok(()),
         }
     }
 
     /// Makes room for one more partial file.
     fn bound_partials(&self, holds: &Holds, keep: &Path) -> Result<(), String> {
-        let partials = list_dir(&self.dir.join(PARTIAL)).map_err(|error| error.to_string())?;
+        let partials = self.partials().map_err(|error| for_sender(&error))?;
         if partials.len() < MAX_PARTIAL || partials.iter().any(|file| file.path == keep) {
             return Ok(());
         }
@@ -146,7 +168,12 @@ impl Received {
         let Some(oldest) = partials.iter().rev().find(|file| !holds.contains_key(&file.path)) else {
             return Err(format!("receiver busy: {MAX_PARTIAL} transfers are under way"));
         };
-        fs::remove_file(&oldest.path).map_err(|error| error.to_string())
+        self.disk.remove(&oldest.path).map(|_| ()).map_err(|error| for_sender(&error))
+    }
+
+    fn partials(&self) -> Result<Vec<ReceivedFile>, DiskError> {
+        let dir = self.dir.join(PARTIAL);
+        list_dir(&dir).map_err(|error| DiskError::new("read folder", &dir, error))
     }
 
     fn free_name(&self, base: &str) -> (String, PathBuf) {
@@ -160,9 +187,12 @@ impl Received {
     }
 
     fn open(self: &Arc<Self>, id: &TransferId, init: &Init) -> Result<Partial, String> {
-        let failed = |error: io::Error| error.to_string();
+        let failed = |error: DiskError| {
+            tracing::warn!(%error, "file not received");
+            for_sender(&error)
+        };
         let partials = self.dir.join(PARTIAL);
-        files::create_dir(&partials).map_err(failed)?;
+        self.prepare().map_err(failed)?;
         let mut path = partials.join(hex(id));
         let mut holds = lock(&self.holds);
         let mut private = false;
@@ -178,10 +208,11 @@ impl Received {
                 path = partials.join(format!("{}.{number:08x}", hex(id)));
             }
         }
-        self.check_count()?;
+        self.check_count().map_err(|error| error.for_sender())?;
         self.bound_partials(&holds, &path)?;
         let size = init.size;
-        let used = self.used(&holds, Some(&path)).map_err(failed)?;
+        let used = self.used(&holds, Some(&path));
+        let used = used.map_err(|error| failed(DiskError::new("read folder", &self.dir, error)))?;
         let available = self.quota.saturating_sub(used);
         if size > available {
             let quota = self.quota;
@@ -198,22 +229,15 @@ impl Received {
                 "receiver disk full: need {need} bytes, {free} free (keeping {RESERVE} in reserve)"
             ));
         }
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
-        if present > size {
+        let mut file = self.disk.open(&path).map_err(failed)?;
+        if file.len() > size {
             file.set_len(0).map_err(failed)?;
         }
-        let len = file.seek(io::SeekFrom::End(0)).map_err(failed)?;
-        let hold = Hold { lost: false, last_write: Instant::now(), outstanding: size.saturating_sub(len) };
+        let outstanding = size.saturating_sub(file.len());
+        let hold = Hold { lost: false, last_write: Instant::now(), outstanding };
         let hold = Arc::new(Mutex::new(hold));
         holds.insert(path.clone(), hold.clone());
-        Ok(Partial { received: self.clone(), path, file, len, hold, private, keep: true })
+        Ok(Partial { received: self.clone(), path, file, hold, private, keep: true })
     }
 }
 
@@ -234,8 +258,7 @@ impl PartialStore for Store {
 pub struct Partial {
     received: Arc<Received>,
     path: PathBuf,
-    file: File,
-    len: u64,
+    file: DiskFile,
     hold: Arc<Mutex<Hold>>,
     private: bool,
     /// The file is worth keeping when the transfer ends.
@@ -246,7 +269,7 @@ impl PartialFile for Partial {
     type Stored = StoredFile;
 
     fn len(&self) -> u64 {
-        self.len
+        self.file.len()
     }
 
     fn append(&mut self, data: &[u8]) -> Result<(), WriteError> {
@@ -254,60 +277,43 @@ impl PartialFile for Partial {
         if hold.lost {
             return Err(WriteError::TakenOver);
         }
-        if let Err(error) = self.file.write_all(data) {
-            if error.kind() == io::ErrorKind::StorageFull {
-                // What was written only takes the room that others need.
-                self.keep = false;
-            } else {
-                // A part of the data may have been written.
-                let _ = self.file.set_len(self.len);
-            }
-            return Err(WriteError::Failed(error.to_string()));
+        if let Err(error) = self.file.append(data) {
+            // What was written only takes the room that others need.
+            self.keep = !error.is_full();
+            tracing::warn!(%error, "file not received");
+            return Err(WriteError::Failed(for_sender(&error)));
         }
-        self.len += data.len() as u64;
         hold.outstanding = hold.outstanding.saturating_sub(data.len() as u64);
         hold.last_write = Instant::now();
         Ok(())
     }
 
     fn read(&mut self, each: &mut dyn FnMut(&[u8])) -> Result<(), String> {
-        let mut run = || {
-            self.file.rewind()?;
-            let mut block = vec![0; 1 << 20];
-            let mut left = self.len;
-            while left > 0 {
-                let n = self.file.read(&mut block)?;
-                if n == 0 {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                each(&block[..n]);
-                left = left.saturating_sub(n as u64);
-            }
-            self.file.seek(io::SeekFrom::End(0))
-        };
-        run().map(|_| ()).map_err(|error: io::Error| error.to_string())
+        self.file.read(each).map_err(|error| for_sender(&error))
     }
 
-    fn corrupt(self) {
+    fn corrupt(mut self) {
         if !lock(&self.hold).lost {
             let _ = self.file.set_len(0);
         }
     }
 
     fn finish(mut self, base: &str) -> Result<StoredFile, String> {
-        let failed = |error: io::Error| error.to_string();
-        self.file.sync_all().map_err(failed)?;
+        let failed = |error: DiskError| {
+            tracing::warn!(%error, "file not received");
+            for_sender(&error)
+        };
+        self.file.sync().map_err(failed)?;
         let hold = lock(&self.hold);
         if hold.lost {
             return Err("a newer transfer of this file has taken it over".to_owned());
         }
         let (name, path) = self.received.free_name(base);
-        fs::rename(&self.path, &path).map_err(failed)?;
+        self.received.disk.rename(&self.path, &path).map_err(failed)?;
         drop(hold);
-        files::sync_dir(&self.received.dir);
         self.keep = true;
         self.private = false;
-        Ok(StoredFile { name, path, size: self.len })
+        Ok(StoredFile { name, path, size: self.file.len() })
     }
 }
 
@@ -351,10 +357,12 @@ fn list_dir(dir: &Path) -> io::Result<Vec<ReceivedFile>> {
         listing => listing?,
     };
     let mut found = Vec::new();
+    // Elsewhere a name of that form may be a sender's.
+    let in_partial = dir.ends_with(PARTIAL);
     for file in listing {
         let file = file?;
         let Ok(data) = file.metadata() else { continue };
-        if data.is_file() {
+        if data.is_file() && !(in_partial && is_temporary(&file.file_name())) {
             let name = file.file_name().to_string_lossy().into_owned();
             let modified = data.modified().unwrap_or(UNIX_EPOCH);
             found.push(ReceivedFile { name, path: file.path(), bytes: data.len(), modified });
@@ -421,7 +429,7 @@ mod tests {
     }
 
     fn received(dir: &Path, quota: u64) -> Arc<Received> {
-        Arc::new(Received::new(dir.to_owned(), Arc::default()).limits(quota, TAKE_OVER_AFTER))
+        Arc::new(Received::new(Disk::new(), dir.to_owned(), Arc::default()).limits(quota, TAKE_OVER_AFTER))
     }
 
     #[test]
@@ -432,8 +440,9 @@ mod tests {
         first.append(&[0; 100]).unwrap();
         let text = "receiver disk quota exceeded: need 500, 400 of 1000 available";
         assert_eq!(received.open(&[8; 16], &init(500)).unwrap_err(), text);
-        let (text, full) = received.store("n", &[0; 500]).unwrap_err();
-        assert_eq!((text.as_str(), full), ("received-files quota exceeded: 600 + 500 > 1000", true));
+        let error = received.store("n", &[0; 500]).unwrap_err();
+        assert!(matches!(error, StoreError::Full(_)));
+        assert_eq!(error.for_sender(), "received-files quota exceeded: 600 + 500 > 1000");
         drop(first);
         // Only what is written counts now, and a resumption's own part not twice.
         assert!(received.open(&[8; 16], &init(900)).is_ok());
@@ -443,13 +452,13 @@ mod tests {
     #[test]
     fn empty_files_are_bounded_in_number() {
         let dir = tempfile::tempdir().unwrap();
-        let received = Received::new(dir.path().to_owned(), Arc::default());
+        let received = Received::new(Disk::new(), dir.path().to_owned(), Arc::default());
         let received = Arc::new(Received { max_files: 3, ..received });
         for _ in 0..3 {
             received.store("empty", b"").unwrap();
         }
         let text = "receiver disk quota exceeded: 3 files are stored";
-        assert_eq!(received.store("empty", b"").unwrap_err(), (text.to_owned(), true));
+        assert_eq!(received.store("empty", b"").unwrap_err().for_sender(), text);
         assert_eq!(received.open(&ID, &init(0)).unwrap_err(), text);
         clear(dir.path(), None).unwrap();
         assert!(received.store("empty", b"").is_ok());
@@ -463,7 +472,7 @@ mod tests {
         let live = received.open(&id(0), &init(1)).unwrap();
         for n in 1..MAX_PARTIAL {
             drop(received.open(&id(n), &init(0)).unwrap());
-            let file = File::open(dir.path().join(PARTIAL).join(hex(&id(n)))).unwrap();
+            let file = fs::File::open(dir.path().join(PARTIAL).join(hex(&id(n)))).unwrap();
             file.set_modified(UNIX_EPOCH + Duration::from_secs(n as u64)).unwrap();
         }
         drop(received.open(&id(MAX_PARTIAL), &init(0)).unwrap());

@@ -36,7 +36,7 @@ pub const COMMANDS: &[Spec] = &[
 ];
 
 fn save(file: &ConfigFile) -> Result<(), CliError> {
-    file.save().map_err(|e| no_home(CliError::io(format!("write {}", file.path().display()), &e)))
+    file.save().map_err(|e| no_home(CliError::io("config", &e.into())))
 }
 
 fn parse(name: &str, text: &str) -> Result<Option<Value>, CliError> {

@@ -184,7 +184,7 @@ fn remember(ctx: &Ctx, change: impl FnOnce(&mut ConfigFile)) {
     let path = ctx.home().join("config.json");
     let saved = ConfigFile::load(&path).map_err(|e| e.to_string()).and_then(|mut file| {
         change(&mut file);
-        file.save().map_err(|e| format!("{}: {e}", path.display()))
+        file.save().map_err(|e| e.to_string())
     });
     if let Err(why) = saved {
         ctx.warn(&format!("warning: applied now, but not kept for the next start: {why}"));

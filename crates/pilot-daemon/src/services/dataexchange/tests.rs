@@ -44,15 +44,17 @@ struct Server {
 impl Server {
     fn new() -> Server {
         let home = tempfile::tempdir().unwrap();
-        let shared = Shared::new(home.path(), false);
+        let shared = Shared::new(&Disk::new(), home.path(), false);
         Server { home, shared, events: Events::default() }
     }
 
     fn limited(inbox_bytes: u64, quota: u64, take_over: Duration) -> Server {
         let home = tempfile::tempdir().unwrap();
         let stamps = Arc::new(Stamps::default());
-        let inbox = Inbox::new(home.path().join("inbox"), stamps.clone(), false).limits(inbox_bytes, 100);
-        let received = Received::new(home.path().join("received"), stamps).limits(quota, take_over);
+        let inbox = Inbox::new(Disk::new(), home.path().join("inbox"), stamps.clone(), false)
+            .limits(inbox_bytes, 100);
+        let received =
+            Received::new(Disk::new(), home.path().join("received"), stamps).limits(quota, take_over);
         Server { shared: Shared::with(inbox, received), home, events: Events::default() }
     }
 

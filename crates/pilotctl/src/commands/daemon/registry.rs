@@ -64,6 +64,6 @@ impl Choice {
         }
         let mut file = file.clone();
         file.set("registry", json!(LOCAL));
-        file.save().map_err(|e| CliError::io(format!("write {}", file.path().display()), &e))
+        file.save().map_err(|e| CliError::io("config", &e.into()))
     }
 }
