@@ -222,13 +222,15 @@ fn a_side_that_lost_its_session_asks_and_is_answered() {
     net.log.clear();
     send(&mut net, 1, 2, b"1");
     net.run(SECOND);
-    // 2 cannot read it, asks with PILA and PILK, gets 1's PILA; the unreadable datagram itself is gone.
+    // 2 cannot read it and asks with PILA and PILK; its key is a fresh one, so 1 repeats the datagram for the new session.
     assert_eq!(net.sent_by(2)[..2], ["PILA", "PILK"]);
+    assert_eq!(net.datagrams(2), [b"1"]);
     send(&mut net, 1, 2, b"2");
     net.run(SECOND);
     assert_eq!(net.datagrams(2), [b"2"]);
-    // The datagram, and the probe of a path on which ten seconds of sending went unanswered.
-    assert_eq!(net.drops(2), [("duplicate_exchange", 2), ("no_session", 2)]);
+    // The datagram, and the probe of a path on which ten seconds of sending went unanswered; another one crossed 2's
+    // exchange and was still sealed for the session before.
+    assert_eq!(net.drops(2), [("duplicate_exchange", 3), ("no_session", 2), ("decrypt_failed", 1)]);
 }
 
 #[test]

@@ -153,6 +153,7 @@ impl Engine {
     /// A plain path probe on the peer's current path, for the watchdog.
     pub(super) fn send_watch_probe(&mut self, now: Instant, node: NodeId) {
         self.send_ping(now, node, PROBE, None);
+        self.note_asked(now, node);
     }
 
     // ---- sending -------------------------------------------------------------------------------------------
@@ -217,6 +218,9 @@ impl Engine {
         }
         if self.can_send(node) {
             self.send_first(now, node, &packet);
+            if header.protocol == protocol::CONTROL {
+                self.note_asked(now, node);
+            }
             return Ok(());
         }
         let new = self.peers.get(&node).is_none_or(|p| p.pending.is_empty());

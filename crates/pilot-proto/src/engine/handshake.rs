@@ -1,7 +1,7 @@
 //! Key exchange: PILA and PILK in and out, sessions installed, peers' keys looked up (spec 02 sections 6, 7, 11).
 
 use super::peer::{CONFIRM, Peer, Previous, ROUTE_FRESH, ROUTE_PATIENCE, RouteState};
-use super::{Engine, Event, MAX_DISPUTED, MAX_ENDED, MAX_KEYS, MAX_PEERS, Origin};
+use super::{Engine, Event, MAX_DISPUTED, MAX_KEYS, MAX_PEERS, Origin};
 use crate::NodeId;
 use crate::crypto;
 use crate::path::Choice;
@@ -139,7 +139,7 @@ impl Engine {
                 self.touch(node);
             }
         }
-        let pila = self.pila.to_vec();
+        let pila = self.half(node).pila.to_vec();
         self.answer(origin, node, pila);
     }
 
@@ -167,12 +167,16 @@ impl Engine {
             .get(&node)
             .and_then(|peer| peer.previous.as_ref())
             .is_some_and(|previous| previous.session.peer_key == *x25519);
-        let key = if back { None } else { self.secret.session_key(x25519) };
-        if !back && key.is_none() {
-            return self.drops.low_order_key += 1;
-        }
+        let known = self.peers.contains_key(&node);
         if !self.enter(now, node) {
             return;
+        }
+        let key = if back { None } else { self.half(node).session_key(x25519) };
+        if !back && key.is_none() {
+            if !known {
+                self.remove_peer(node);
+            }
+            return self.drops.low_order_key += 1;
         }
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let rekeyed = peer.session.is_some();
@@ -185,12 +189,7 @@ impl Engine {
         };
         let mut prefix = [0; 4];
         self.rng.fill_bytes(&mut prefix);
-        let mut session = Session::new(key, *x25519, authenticated, prefix, now);
-        if let Some(at) = self.ended.iter().position(|(of, key, _)| *of == node && key == x25519)
-            && let Some((_, _, epochs)) = self.ended.remove(at)
-        {
-            session.resume(epochs);
-        }
+        let session = Session::new(key, *x25519, authenticated, prefix, now);
         if let Some(replaced) = peer.session.replace(session) {
             let direct = peer.path.direct().filter(|_| peer.path.proven());
             // If the session replaced now was itself never confirmed, the one before it stays.
@@ -208,12 +207,13 @@ impl Engine {
         rekeyed: bool,
         origin: Origin,
     ) {
-        let pila = self.pila.to_vec();
+        let pila = self.half(node).pila.to_vec();
         self.answer(origin, node, pila);
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.last_in = now;
         peer.cooldown = None;
         peer.unreadable = false;
+        peer.recovery.restarted(now);
         peer.last_app.get_or_insert(now);
         if peer.exchange.take().is_some() {
             self.exchanging = self.exchanging.saturating_sub(1);
@@ -288,7 +288,7 @@ impl Engine {
             self.pending_peers = self.pending_peers.saturating_sub(1);
         }
         if answer {
-            let pila = self.pila.to_vec();
+            let pila = self.half(node).pila.to_vec();
             self.answer(origin, node, pila);
             // The keepalive shows a peer that still holds the session that all is well, so that two nodes cannot
             // go on answering each other.
@@ -321,17 +321,6 @@ impl Engine {
         }
         self.streams.path_changed(now, node);
         self.touch(node);
-    }
-
-    /// Remembers which frames a session has seen that ends although its keys stay.
-    pub(super) fn end_session(&mut self, node: NodeId, session: Option<Session>) {
-        let Some(session) = session else { return };
-        let key = session.peer_key;
-        let Some(epochs) = session.into_epochs() else { return };
-        if self.ended.len() >= MAX_ENDED {
-            self.ended.pop_front();
-        }
-        self.ended.push_back((node, key, epochs));
     }
 
     pub(super) fn abandon(abandoned: &mut VecDeque<[u8; 32]>, key: [u8; 32]) {
@@ -443,7 +432,8 @@ impl Engine {
             self.drops.peer_table_full += 1;
             return false;
         }
-        self.peers.insert(node, Peer::new(now));
+        let half = self.half_for_new_peer(node);
+        self.peers.insert(node, Peer::new(now, half));
         self.emit(Event::Publish("tunnel.peer_added", serde_json::json!({ "peer_node_id": node })));
         self.touch(node);
         true
@@ -571,19 +561,13 @@ impl Engine {
             Choice::Direct(addr) if peer.session.is_some() => vec![addr],
             _ => peer.path.addresses().take(MAX_FIRST_CONTACT).collect(),
         };
-        for addr in direct {
-            let pila = self.pila.to_vec();
-            self.send_control(addr, pila);
-            if ask {
-                let pilk = self.pilk.to_vec();
-                self.send_control(addr, pilk);
+        let half = peer.half.clone();
+        let frames: &[&[u8]] = if ask { &[&half.pila, &half.pilk] } else { &[&half.pila] };
+        for frame in frames {
+            for addr in &direct {
+                self.send_control(*addr, frame.to_vec());
             }
-        }
-        let pila = self.pila.to_vec();
-        self.send_relayed(node, &pila);
-        if ask {
-            let pilk = self.pilk.to_vec();
-            self.send_relayed(node, &pilk);
+            self.send_relayed(node, frame);
         }
     }
 

@@ -6,9 +6,11 @@
 mod deliver;
 mod drops;
 mod gate;
+mod half;
 mod handshake;
 mod peer;
 mod receive;
+mod recovery;
 mod send;
 mod timers;
 
@@ -19,11 +21,10 @@ use crate::crypto::{Identity, TunnelSecret, hkdf_pair};
 use crate::path::Choice;
 use crate::stream::{self, CloseReason, ConnId, ConnStatus, DialError, Ingress, StreamEvent, Streams};
 use crate::tunnel::limits::{Bucket, Marks, RateTable};
-use crate::tunnel::replay::Epochs;
 use crate::wire::addr::Addr;
-use crate::wire::frame::{self, PILA_LEN, PILK_LEN};
 use bytes::Bytes;
 use gate::Gate;
+use half::Half;
 use handshake::Lookup;
 use peer::Peer;
 use rand_chacha::ChaCha20Rng;
@@ -41,8 +42,6 @@ pub const MAX_PEERS: usize = 65_536;
 const MAX_KEYS: usize = MAX_PEERS;
 /// Keys remembered that contradict a node's own; one gives way to a new one.
 const MAX_DISPUTED: usize = 256;
-/// Ended sessions whose seen frames are remembered; the oldest is forgotten first.
-const MAX_ENDED: usize = 1024;
 /// Events that may wait for the driver.
 const MAX_EVENTS: usize = 8192;
 /// Bytes of datagrams among them.
@@ -295,10 +294,10 @@ pub struct Engine {
     config: Config,
     identity: Arc<Identity>,
     node: NodeId,
-    secret: TunnelSecret,
-    /// Our key exchange frames: the same for every peer.
-    pila: [u8; PILA_LEN],
-    pilk: [u8; PILK_LEN],
+    /// Our tunnel key for peers that need no other.
+    half: Arc<Half>,
+    /// Nodes outside the peer table that need another.
+    ended: BTreeSet<NodeId>,
     rng: ChaCha20Rng,
     streams: Streams,
     listening: BTreeSet<u16>,
@@ -309,9 +308,6 @@ pub struct Engine {
     /// Keys the registry names for nodes that are bound to another.
     disputed: BTreeMap<NodeId, [u8; 32]>,
     lookups: BTreeMap<NodeId, Lookup>,
-    /// Frames seen in sessions that ended, oldest first, by peer and its tunnel key. Agreed anew with the same keys, a
-    /// session has the same cipher key: without this, recordings of the old one would pass.
-    ended: VecDeque<(NodeId, [u8; 32], Epochs)>,
     gate: Gate,
     limits: Limits,
     beacon: Beacon,
@@ -340,6 +336,7 @@ impl Engine {
     pub fn new(mut config: Config, identity: Arc<Identity>, node: NodeId, now: Instant) -> Engine {
         // Every 32-byte string is a valid X25519 private key (RFC 7748 section 5): only the length is checked.
         let secret = TunnelSecret::from_bytes(&config.tunnel_secret).expect("32 bytes are an X25519 key");
+        let half = Arc::new(Half::new(Arc::new(secret), &identity, node));
         // Whoever reads the memory later must not find the seed: past ephemeral keys would follow from it.
         let derived = hkdf_pair(&config.rng_seed, b"pilot engine rng").expect("HKDF yields 64 bytes");
         let mut rng = ChaCha20Rng::from_seed(*derived[0]);
@@ -349,13 +346,12 @@ impl Engine {
         rng.fill_bytes(&mut seed);
         let streams = Streams::new(stream_config(&config), seed);
         let gate = Gate { public: config.public, strict: config.strict_dataplane_trust, ..Gate::default() };
-        let mut engine = Engine {
+        Engine {
             config,
-            identity: identity.clone(),
+            identity,
             node,
-            secret,
-            pila: [0; PILA_LEN],
-            pilk: [0; PILK_LEN],
+            half,
+            ended: BTreeSet::new(),
             rng,
             streams,
             listening: BTreeSet::new(),
@@ -364,7 +360,6 @@ impl Engine {
             keys: BTreeMap::new(),
             disputed: BTreeMap::new(),
             lookups: BTreeMap::new(),
-            ended: VecDeque::new(),
             gate,
             limits: Limits::default(),
             beacon: Beacon::default(),
@@ -383,9 +378,7 @@ impl Engine {
             event_bytes: 0,
             counters: Counters::default(),
             drops: Drops::default(),
-        };
-        engine.set_identity(now, identity, node);
-        engine
+        }
     }
 
     // ---- input -------------------------------------------------------------------------------------------
@@ -478,15 +471,12 @@ impl Engine {
 
     /// After (re-)registration or key rotation. Another node id ends all sessions: they are bound to it.
     pub fn set_identity(&mut self, now: Instant, identity: Arc<Identity>, node: NodeId) {
-        let x25519 = *self.secret.public_key();
-        let signature = identity.sign(&frame::pila_signed(node, &x25519));
-        self.pila = frame::pila(node, &x25519, identity.public_key(), &signature);
-        self.pilk = frame::pilk(node, &x25519);
         self.identity = identity;
-        if node == self.node {
+        let before = std::mem::replace(&mut self.node, node);
+        self.sign_halves();
+        if node == before {
             return;
         }
-        self.node = node;
         let peers: Vec<NodeId> = self.peers.keys().copied().collect();
         for peer in peers {
             self.remove_peer(peer);

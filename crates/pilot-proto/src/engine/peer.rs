@@ -1,11 +1,14 @@
 //! What the engine knows about one peer.
 
+use super::half::Half;
+use super::recovery::Recovery;
 use crate::path::Path;
 use crate::tunnel::exchange::Exchange;
 use crate::tunnel::pending::{Queue, Salvage};
 use crate::tunnel::session::Session;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Silence after which a keepalive is sent to a peer in use.
@@ -57,6 +60,9 @@ pub(super) struct Peer {
     pub(super) session: Option<Session>,
     pub(super) previous: Option<Previous>,
     pub(super) path: Path,
+    /// Our tunnel key towards it.
+    pub(super) half: Arc<Half>,
+    pub(super) recovery: Recovery,
     pub(super) exchange: Option<Exchange>,
     /// Until then no exchange is pending and packets are refused.
     pub(super) cooldown: Option<Instant>,
@@ -85,11 +91,13 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(now: Instant) -> Peer {
+    pub(super) fn new(now: Instant, half: Arc<Half>) -> Peer {
         Peer {
             session: None,
             previous: None,
             path: Path::default(),
+            half,
+            recovery: Recovery::default(),
             exchange: None,
             cooldown: None,
             pending: Queue::default(),
@@ -138,6 +146,9 @@ impl Peer {
             at_most(exchange.next);
         }
         if let Some(at) = self.pending.expires() {
+            at_most(at);
+        }
+        if let Some(at) = self.recovery.due() {
             at_most(at);
         }
         if self.exchange.is_none()

@@ -83,7 +83,7 @@ impl Engine {
                 peer.path.probe_soon(now);
                 self.touch(node);
             } else {
-                let pila = self.pila.to_vec();
+                let pila = peer.half.pila.to_vec();
                 self.send_control(addr, pila);
             }
         }
@@ -125,7 +125,7 @@ impl Engine {
         let Origin::Direct(from) = origin else { return };
         let waiting = self.exchanging > 0 && !self.config.relay_only;
         if waiting && self.limits.unreadable_direct.allow(from.ip(), now) {
-            let pila = self.pila.to_vec();
+            let pila = self.half.pila.to_vec();
             self.send_control(from, pila);
         }
     }
@@ -210,6 +210,7 @@ impl Engine {
         peer.last_in = now;
         peer.cooldown = None;
         peer.unreadable = false;
+        peer.recovery.answered();
         let recovered = peer.watch_probes > 0;
         let probes = std::mem::take(&mut peer.watch_probes);
         let mut touch = recovered;
@@ -276,19 +277,22 @@ impl Engine {
             Fault::TooManyEpochs => self.drops.too_many_epochs += 1,
         }
         if !error.fatal {
+            if error.fault == Fault::Decrypt && !old {
+                self.suspect(now, node);
+            }
+            return;
+        }
+        if old {
+            // It ends when its replacement is confirmed.
             return;
         }
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        if old {
-            let gone = peer.previous.take().map(|previous| previous.session);
-            return self.end_session(node, gone);
-        }
         let before = peer.previous.take().map(|previous| previous.session);
         let lost = before.is_none();
-        let gone = std::mem::replace(&mut peer.session, before);
+        peer.session = before;
         peer.salvage = Default::default();
-        self.end_session(node, gone);
         if lost {
+            self.renew_half(node);
             self.ask_for_key(now, node, origin);
         }
     }
@@ -324,7 +328,8 @@ impl Engine {
         if told {
             return;
         }
-        for frame in [self.pila.to_vec(), self.pilk.to_vec()] {
+        let half = self.half(node);
+        for frame in [half.pila.to_vec(), half.pilk.to_vec()] {
             self.answer(origin, node, frame);
         }
     }

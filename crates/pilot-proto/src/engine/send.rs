@@ -43,6 +43,7 @@ pub(super) struct Ready {
 #[derive(Debug, Default)]
 pub(super) struct Carry {
     node: Option<NodeId>,
+    asks: bool,
     packet: Vec<u8>,
 }
 
@@ -219,7 +220,7 @@ impl Engine {
                 break;
             }
             let mut head = self.prefix_len(relayed);
-            let Some(node) = self.next_packet(now, buf, head) else { break };
+            let Some((node, asks)) = self.next_packet(now, buf, head) else { break };
             if node == self.node {
                 self.deliver_local(now, &buf[start + head..]);
                 buf.truncate(start);
@@ -235,7 +236,7 @@ impl Engine {
                 let want = self.prefix_len(relay);
                 if count > 0 {
                     // Another destination in any case; no need to move it into place.
-                    self.carry(node, buf, start, head);
+                    self.carry(node, asks, buf, start, head);
                     break;
                 }
                 move_tail(buf, start + head, start + want);
@@ -244,7 +245,7 @@ impl Engine {
             let tag = if self.config.encrypt { TAG_LEN } else { 0 };
             let len = buf.len() - start + tag;
             if count > 0 && (to != Some(addr) || len > size) {
-                self.carry(node, buf, start, head);
+                self.carry(node, asks, buf, start, head);
                 break;
             }
             if !self.seal(node, relay, buf, start) {
@@ -254,6 +255,9 @@ impl Engine {
             }
             self.note_sent(now, node, len);
             self.note_app(now, node);
+            if asks {
+                self.note_asked(now, node);
+            }
             count += 1;
             if count == 1 {
                 (to, size) = (Some(addr), len);
@@ -265,13 +269,14 @@ impl Engine {
         Some(Transmit { to, len: buf.len(), segment_size: (count > 1).then_some(size) })
     }
 
-    /// Appends room for `head` bytes of headers and the next stream packet.
-    fn next_packet(&mut self, now: Instant, buf: &mut Vec<u8>, head: usize) -> Option<NodeId> {
+    /// Appends room for `head` bytes of headers and the next stream packet. Returns to whom it goes, and whether it
+    /// wants an answer.
+    fn next_packet(&mut self, now: Instant, buf: &mut Vec<u8>, head: usize) -> Option<(NodeId, bool)> {
         let start = buf.len();
         buf.resize(start + head, 0);
         if let Some(node) = self.carried.node.take() {
             buf.extend_from_slice(&self.carried.packet);
-            return Some(node);
+            return Some((node, self.carried.asks));
         }
         let (peers, own, config) = (&self.peers, self.node, &self.config);
         let beacon = self.beacon.addr.is_some();
@@ -293,7 +298,7 @@ impl Engine {
             }
         };
         match self.streams.poll_packet(now, &path, buf) {
-            Some(out) => Some(out.node),
+            Some(out) => Some((out.node, out.asks)),
             None => {
                 buf.truncate(start);
                 None
@@ -301,10 +306,10 @@ impl Engine {
         }
     }
 
-    fn carry(&mut self, node: NodeId, buf: &mut Vec<u8>, start: usize, head: usize) {
+    fn carry(&mut self, node: NodeId, asks: bool, buf: &mut Vec<u8>, start: usize, head: usize) {
         self.carried.packet.clear();
         self.carried.packet.extend_from_slice(&buf[start + head..]);
-        self.carried.node = Some(node);
+        (self.carried.node, self.carried.asks) = (Some(node), asks);
         buf.truncate(start);
     }
 

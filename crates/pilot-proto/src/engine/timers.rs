@@ -7,6 +7,7 @@ use crate::NodeId;
 use crate::path::Tick;
 use crate::tunnel::exchange::COOLDOWN;
 use crate::wire::beacon::Message;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Distance of Discovers: below the 30 s many NATs keep a mapping for (spec 04 section 21).
@@ -87,6 +88,7 @@ impl Engine {
         self.exchange_timeout(now, node, connections);
         self.path_timeout(now, node, connections);
         self.liveness_timeout(now, node, connections);
+        self.recovery_timeout(now, node, connections);
     }
 
     fn exchange_timeout(&mut self, now: Instant, node: NodeId, connections: bool) {
@@ -187,12 +189,13 @@ impl Engine {
     /// Drops the session and everything known about the way to a peer, and starts anew.
     fn reset_path(&mut self, now: Instant, node: NodeId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        let gone = [peer.session.take(), peer.previous.take().map(|previous| previous.session)];
+        let lost = peer.session.take().is_some();
+        peer.previous = None;
         peer.salvage = Default::default();
         peer.path.reset();
         peer.route = RouteState::Unknown;
-        for session in gone {
-            self.end_session(node, session);
+        if lost {
+            self.renew_half(node);
         }
         self.want_route(now, node);
         self.request_punch(now, node);
@@ -212,9 +215,10 @@ impl Engine {
     /// Forgets everything about a peer but its connections.
     pub(super) fn remove_peer(&mut self, node: NodeId) {
         self.drop_pending(node);
-        let Some(Peer { armed, exchange, session, previous, .. }) = self.peers.remove(&node) else { return };
-        self.end_session(node, previous.map(|previous| previous.session));
-        self.end_session(node, session);
+        let Some(Peer { armed, exchange, session, half, .. }) = self.peers.remove(&node) else { return };
+        if session.is_some() || !Arc::ptr_eq(&half, &self.half) {
+            self.retire_half(node);
+        }
         if let Some(at) = armed {
             self.timers.remove(&(at, node));
         }

@@ -16,16 +16,25 @@ fn put(header: Header, len: usize, out: &mut Vec<u8>, write: impl FnOnce(&mut Ve
     header.emit_with(len, out, write).is_ok()
 }
 
+/// What kind of packet was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Emitted {
+    /// The peer answers it.
+    Asks,
+    /// It is an answer itself.
+    Answers,
+}
+
 impl Conn {
     /// Appends the next packet, if there is one to send now.
-    pub(super) fn emit(&mut self, now: Instant, path: PathInfo, out: &mut Vec<u8>) -> bool {
+    pub(super) fn emit(&mut self, now: Instant, path: PathInfo, out: &mut Vec<u8>) -> Option<Emitted> {
         let sent = match self.state {
-            State::SynSent => self.emit_syn(now, out),
+            State::SynSent => self.emit_syn(now, out).then_some(Emitted::Asks),
             State::Open => self.emit_open(now, path, out),
-            State::TimeWait => self.emit_last(now, out),
-            State::Closed => false,
+            State::TimeWait => self.emit_last(now, out).then_some(Emitted::Answers),
+            State::Closed => None,
         };
-        if sent {
+        if sent.is_some() {
             self.last_sent = now;
         }
         sent
@@ -41,9 +50,11 @@ impl Conn {
         put(header, self.dial.options.len(), out, |out| out.extend_from_slice(&self.dial.options))
     }
 
-    fn emit_open(&mut self, now: Instant, path: PathInfo, out: &mut Vec<u8>) -> bool {
+    fn emit_open(&mut self, now: Instant, path: PathInfo, out: &mut Vec<u8>) -> Option<Emitted> {
+        let answers = |sent: bool| sent.then_some(Emitted::Answers);
+        let asks = |sent: bool| sent.then_some(Emitted::Asks);
         if let Some(first) = self.syn_ack_due.take() {
-            return self.emit_syn_ack(first, out);
+            return answers(self.emit_syn_ack(first, out));
         }
         let room = path.max_payload.min(MAX_PAYLOAD);
         let mss = match self.own {
@@ -57,10 +68,10 @@ impl Conn {
             None => !self.acks.data_covers_owed(),
         };
         if ack_first && self.emit_ack(out) {
-            return true;
+            return Some(Emitted::Answers);
         }
         if self.probe_due {
-            return self.emit_probe(out);
+            return asks(self.emit_probe(out));
         }
         if let Some(piece) = self.send.next_piece(now) {
             if piece.fresh {
@@ -68,13 +79,13 @@ impl Conn {
             }
             self.arm_fin(now);
             self.acks.on_sent(holes);
-            return self.emit_data(piece, out);
+            return asks(self.emit_data(piece, out));
         }
         if self.emit_ack(out) {
-            return true;
+            return Some(Emitted::Answers);
         }
         self.arm_fin(now);
-        self.closing.fin_due && self.emit_fin(now, out)
+        asks(self.closing.fin_due && self.emit_fin(now, out))
     }
 
     fn emit_syn_ack(&mut self, first: bool, out: &mut Vec<u8>) -> bool {

@@ -229,6 +229,8 @@ pub enum Handled {
 pub struct PacketOut {
     /// Destination node.
     pub node: NodeId,
+    /// The peer answers it, if it arrives: it opens or closes, carries data or probes.
+    pub asks: bool,
 }
 
 /// Status of one connection: the fields of spec 07 section 10.1 `conn_list`, and `half_close` (docs/extensions.md).

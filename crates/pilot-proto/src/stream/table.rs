@@ -1,6 +1,7 @@
 //! All connections of a node: lookup, limits, scheduling, timers. No operation looks at every connection.
 
 use super::conn::{Conn, Context, State};
+use super::emit::Emitted;
 use super::ports::Ports;
 use super::syn_limit::SynLimit;
 use super::*;
@@ -558,7 +559,7 @@ impl Streams {
         while let Some(header) = self.resets.pop_front() {
             let node = header.dst.node;
             if path(node).ready && header.emit(&[], out).is_ok() {
-                return Some(PacketOut { node });
+                return Some(PacketOut { node, asks: false });
             }
         }
         while let Some(&id) = self.ready.front() {
@@ -578,7 +579,8 @@ impl Streams {
                 list.push(id);
                 continue;
             }
-            let sent = conn.emit(now, info, out);
+            let emitted = conn.emit(now, info, out);
+            let (sent, asks) = (emitted.is_some(), emitted == Some(Emitted::Asks));
             if sent {
                 conn.turn += 1;
                 if conn.turn >= TURN {
@@ -591,7 +593,7 @@ impl Streams {
             }
             self.schedule(now, id, now);
             if sent {
-                return Some(PacketOut { node });
+                return Some(PacketOut { node, asks });
             }
         }
         None

@@ -136,11 +136,6 @@ impl Epochs {
         Ok(Accepted { newest: true, opened: true })
     }
 
-    /// No further epoch can be opened.
-    pub fn exhausted(&self) -> bool {
-        self.started >= MAX_EPOCHS
-    }
-
     /// Whether frames of this prefix were accepted in this session and still are.
     pub fn knows(&self, prefix: [u8; 4]) -> bool {
         self.newest.as_ref().is_some_and(|e| e.prefix == prefix)

@@ -85,16 +85,6 @@ impl Session {
         }
     }
 
-    /// Continues the replay protection of an earlier session with the same key, whose frames open under this one too.
-    pub fn resume(&mut self, epochs: Epochs) {
-        self.epochs = epochs;
-    }
-
-    /// What [`Session::resume`] takes. `None`: so many epochs that they had to end.
-    pub fn into_epochs(self) -> Option<Epochs> {
-        (!self.epochs.exhausted()).then_some(self.epochs)
-    }
-
     /// Turns `frame[start..]`, which is 20 bytes of room and a packet, into a PILS frame: fills in the header,
     /// encrypts in place and appends the tag. False: the cipher refused (the caller drops the packet).
     pub fn seal(&mut self, node: NodeId, frame: &mut Vec<u8>, start: usize) -> bool {

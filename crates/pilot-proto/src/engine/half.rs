@@ -1,0 +1,96 @@
+//! Our half of the sessions: the X25519 key with which peers agree on session keys (spec 02 sections 1 and 4).
+//!
+//! One key serves all peers. A session that ends takes our send counter and the record of the frames it has seen
+//! with it. Agreed anew under the same two keys it would have the same cipher key, so the peer would take our frames
+//! for replays (spec 02 section 9) and we would take recordings of its frames for new ones. Therefore a peer with
+//! which a session has ended gets a fresh key of ours: it sees a rekey and starts over, too.
+
+use super::Engine;
+use crate::NodeId;
+use crate::crypto::{Identity, SessionKey, TunnelSecret};
+use crate::wire::frame::{self, PILA_LEN, PILK_LEN};
+use rand_core::Rng as _;
+use std::sync::Arc;
+use zeroize::Zeroizing;
+
+/// Nodes outside the peer table with which a session has ended. One more, and all new peers get a fresh key.
+const MAX_ENDED: usize = 1024;
+
+/// A tunnel key and the frames that announce it.
+#[derive(Debug)]
+pub(super) struct Half {
+    secret: Arc<TunnelSecret>,
+    /// Our signed key exchange.
+    pub(super) pila: [u8; PILA_LEN],
+    /// Our key request.
+    pub(super) pilk: [u8; PILK_LEN],
+}
+
+impl Half {
+    pub(super) fn new(secret: Arc<TunnelSecret>, identity: &Identity, node: NodeId) -> Half {
+        let x25519 = *secret.public_key();
+        let signature = identity.sign(&frame::pila_signed(node, &x25519));
+        Half {
+            pila: frame::pila(node, &x25519, identity.public_key(), &signature),
+            pilk: frame::pilk(node, &x25519),
+            secret,
+        }
+    }
+
+    /// The session key agreed with a peer's key; `None` if that one is of low order.
+    pub(super) fn session_key(&self, peer: &[u8; 32]) -> Option<SessionKey> {
+        self.secret.session_key(peer)
+    }
+}
+
+impl Engine {
+    /// The half for exchanges with a node.
+    pub(super) fn half(&self, node: NodeId) -> &Half {
+        self.peers.get(&node).map_or(&self.half, |peer| &peer.half)
+    }
+
+    fn fresh_half(&mut self) -> Arc<Half> {
+        let mut bytes = Zeroizing::new([0; 32]);
+        self.rng.fill_bytes(&mut bytes[..]);
+        // Every 32-byte string is a valid X25519 private key (RFC 7748 section 5): only the length is checked.
+        let secret = TunnelSecret::from_bytes(&bytes).expect("32 bytes are an X25519 key");
+        Arc::new(Half::new(Arc::new(secret), &self.identity, self.node))
+    }
+
+    /// The half for a node that enters the peer table.
+    pub(super) fn half_for_new_peer(&mut self, node: NodeId) -> Arc<Half> {
+        if self.ended.remove(&node) { self.fresh_half() } else { self.half.clone() }
+    }
+
+    /// The session with a peer of the table has ended on our side.
+    pub(super) fn renew_half(&mut self, node: NodeId) {
+        let half = self.fresh_half();
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.half = half;
+        }
+    }
+
+    /// A peer with which there was a session has left the table.
+    pub(super) fn retire_half(&mut self, node: NodeId) {
+        if self.ended.len() >= MAX_ENDED {
+            self.ended.clear();
+            self.half = self.fresh_half();
+        } else {
+            self.ended.insert(node);
+        }
+    }
+
+    /// Signs all halves anew, under another identity or for another node id.
+    pub(super) fn sign_halves(&mut self) {
+        let (identity, node) = (&self.identity, self.node);
+        let common = Arc::new(Half::new(self.half.secret.clone(), identity, node));
+        for peer in self.peers.values_mut() {
+            peer.half = if Arc::ptr_eq(&peer.half, &self.half) {
+                common.clone()
+            } else {
+                Arc::new(Half::new(peer.half.secret.clone(), identity, node))
+            };
+        }
+        self.half = common;
+    }
+}
