@@ -1,0 +1,104 @@
+//! The laboratory: where networks and hosts are made.
+
+use crate::fabric::Fabric;
+use crate::host::{Families, HostBuilder};
+use crate::prefix::Prefix;
+use crate::spaces::Processes;
+use crate::world::NetworkId;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::sync::Arc;
+
+/// Addresses of the network that plays the Internet (RFC 5737, RFC 3849).
+const INTERNET: (&str, &str) = ("203.0.113.0/24", "2001:db8::/48");
+/// Environment variable that sets the seed of [`Lab::new`].
+const SEED_VARIABLE: &str = "PILOT_NETLAB_SEED";
+
+/// A laboratory. Everything in it ends with it.
+pub struct Lab {
+    processes: Arc<Processes>,
+    fabric: Arc<Fabric>,
+    internet: NetworkId,
+    seed: u64,
+}
+
+impl Lab {
+    /// A laboratory with a seed from the environment variable `PILOT_NETLAB_SEED`, or else a new one. The seed
+    /// is printed.
+    ///
+    /// # Errors
+    ///
+    /// Without root, or if the variable is no number.
+    pub fn new() -> io::Result<Lab> {
+        let seed = match std::env::var(SEED_VARIABLE) {
+            Ok(text) => text
+                .parse()
+                .map_err(|e| io::Error::other(format!("{SEED_VARIABLE}={text:?} is no number: {e}")))?,
+            Err(_) => RandomState::new().hash_one(std::process::id()),
+        };
+        Lab::with_seed(seed)
+    }
+
+    /// A laboratory whose links decide by this seed, which is printed.
+    ///
+    /// # Errors
+    ///
+    /// Without root.
+    pub fn with_seed(seed: u64) -> io::Result<Lab> {
+        eprintln!("netlab seed {seed} (again: {SEED_VARIABLE}={seed})");
+        let processes = Arc::new(Processes::start()?);
+        let fabric = Arc::new(Fabric::start(seed)?);
+        let [v4, v6] = [INTERNET.0, INTERNET.1].map(|p| p.parse::<Prefix>().ok());
+        let internet = fabric.with(move |state| state.world.add_network(v4, v6));
+        Ok(Lab { processes, fabric, internet, seed })
+    }
+
+    /// The seed.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The network that plays the Internet: 203.0.113.0/24 and 2001:db8::/48.
+    pub fn internet(&self) -> NetworkId {
+        self.internet
+    }
+
+    /// Adds a network with these prefixes: of IPv4, of IPv6, or one of each.
+    ///
+    /// # Errors
+    ///
+    /// If a prefix does not parse, or there are two of one family.
+    pub fn network(&self, prefixes: &[&str]) -> io::Result<NetworkId> {
+        let (mut v4, mut v6) = (None, None);
+        for text in prefixes {
+            let prefix: Prefix = text.parse().map_err(io::Error::other)?;
+            let slot = if prefix.is_v4() { &mut v4 } else { &mut v6 };
+            if slot.replace(prefix).is_some() {
+                return Err(io::Error::other(format!("{text}: a network has one prefix of each family")));
+            }
+        }
+        Ok(self.fabric.with(move |state| state.world.add_network(v4, v6)))
+    }
+
+    /// Packets on a network that no host or router there takes, so far.
+    pub fn unroutable(&self, network: NetworkId) -> u64 {
+        self.fabric.with(move |state| state.world.unroutable(network))
+    }
+
+    /// Begins a host; [`HostBuilder::start`] makes it.
+    pub fn host(&self, name: &str) -> HostBuilder {
+        HostBuilder {
+            fabric: Arc::clone(&self.fabric),
+            processes: Arc::clone(&self.processes),
+            name: name.to_owned(),
+            interfaces: Vec::new(),
+            families: Families::Dual,
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.processes.end();
+    }
+}
