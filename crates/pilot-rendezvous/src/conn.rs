@@ -148,8 +148,9 @@ pub(crate) async fn answer(
         let (answer, after) = registry.handle(session, body, Now::read());
         let writes = registry.take_writes();
         let effects = registry.take_effects();
-        // Under the lock, so that writes are stored in the order in which they happened.
-        let commit = (!writes.is_empty()).then(|| shared.store.submit(writes));
+        // Under the lock, so that writes are stored in the order in which they happened. A change that was made already, by
+        // a request that was repeated, may be on its way to the disk still: it is waited for as well.
+        let commit = (!writes.is_empty() || changes(req.kind())).then(|| shared.store.submit(writes));
         (answer, after, commit, effects)
     };
     session.checked = None;

@@ -179,6 +179,14 @@ async fn many_requests_share_one_commit() {
     open.send(()).unwrap();
     first.wait().await.unwrap();
     assert_eq!(seen.recv().unwrap(), 1);
+    let under_way = handle.submit(vec![node(0)]);
+    let mut repeated = Box::pin(handle.submit(Vec::new()).wait());
+    let early = tokio::time::timeout(std::time::Duration::from_millis(20), &mut repeated).await;
+    assert!(early.is_err(), "a repeated request is answered when the first is durable");
+    open.send(()).unwrap();
+    under_way.wait().await.unwrap();
+    repeated.await.unwrap();
+    assert_eq!(seen.recv().unwrap(), 1);
     let commits: Vec<_> = (2..=100).map(|id| handle.submit(vec![node(id)])).collect();
     open.send(()).unwrap();
     open.send(()).unwrap();
@@ -188,7 +196,7 @@ async fn many_requests_share_one_commit() {
     let rest: Vec<usize> = seen.try_iter().collect();
     assert_eq!(rest.iter().sum::<usize>(), 99);
     assert!(rest.len() <= 2, "{rest:?}");
-    assert_eq!(handle.commits() as usize, 1 + rest.len());
+    assert_eq!(handle.commits() as usize, 2 + rest.len());
 }
 
 #[test]
