@@ -144,7 +144,8 @@ fn only_the_beacon_may_speak_as_the_beacon() {
     }
     assert_eq!(net.drops(1), [("not_the_beacon", 4)]);
     assert!(net.log.iter().all(|s| s.from != addr_of(1)));
-    net.run(3 * SECOND);
+    // The last repetition of the Discover goes out after 1.5 s.
+    net.run(4 * SECOND);
     give(&mut net, beacon_addr(), &[2, 4, 1, 1, 1, 1, 0, 9]);
     assert_eq!(net.engine(1).drops().unasked_discover_reply, 1, "nobody asked within 2 s");
     give(&mut net, beacon_addr(), &[0x0A, 1]);

@@ -1,6 +1,7 @@
 //! One registry connection: frames in, answers out, in order.
 
 use crate::admission::Place;
+use crate::beacon::task::Hint;
 use crate::cost::{self, Permit};
 use crate::push::{self, Push};
 use crate::registry::request::{Request, error};
@@ -9,6 +10,7 @@ use crate::server::{Shared, stopped};
 use crate::wire::{body, header, write_frame};
 use pilot_proto::NodeId;
 use serde_json::{Map, Value};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -165,6 +167,11 @@ pub(crate) async fn answer(
     if answer.get("error").is_some() {
         shared.errors.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(peer = %session.peer, request = req.kind(), error = %answer["error"], "refused");
+    } else if req.kind() == "register"
+        && let Some(node) = answer["node_id"].as_u64().and_then(|id| NodeId::try_from(id).ok())
+    {
+        let endpoint = answer["observed_addr"].as_str().and_then(|at| at.parse::<SocketAddr>().ok());
+        shared.hint(Hint::Registered(node, endpoint.map(|at| at.ip().to_canonical())));
     }
     (answer, after)
 }
@@ -177,8 +184,7 @@ fn tell(shared: &Shared, effects: &[Effect]) {
     for effect in effects {
         shared.subscriptions.tell(effect);
         if let Effect::Handshake(node) = effect {
-            // A full queue loses a hint, not a request.
-            let _ = shared.notify.try_send(*node);
+            shared.hint(Hint::Handshake(*node));
         }
     }
 }
@@ -290,7 +296,7 @@ mod tests {
     #[tokio::test]
     async fn a_handshake_is_hinted_to_the_beacon_once_it_is_stored() {
         let full = Arc::new(AtomicBool::new(false));
-        let (shared, mut notified) = Shared::for_tests(Box::new(Disk(full.clone())));
+        let (shared, mut hinted) = Shared::for_tests(Box::new(Disk(full.clone())));
         let mut session = Session::new("127.0.0.1:1".parse().unwrap(), "127.0.0.1".parse().unwrap(), true);
         let nodes: Vec<Identity> = (1..3).map(|seed| Identity::from_seed([seed; 32]).unwrap()).collect();
         for node in &nodes {
@@ -304,7 +310,10 @@ mod tests {
         let request =
             json!({"type": "request_handshake", "from_node_id": 1, "to_node_id": 2, "signature": signature});
         assert_eq!(ask(&shared, &mut session, request).await["status"], "delivered");
-        assert_eq!(notified.try_recv(), Ok(2));
+        let hints: Vec<Hint> = std::iter::from_fn(|| hinted.try_recv().ok()).collect();
+        let here = Some("127.0.0.1".parse().unwrap());
+        let expected = [Hint::Registered(1, here), Hint::Registered(2, here), Hint::Handshake(2)];
+        assert_eq!(hints, expected);
     }
 
     proptest::proptest! {

@@ -1,11 +1,12 @@
 //! Entry points of the fuzz targets: the pure state cores under arbitrary bytes.
 
-use crate::beacon::{Beacon, Settings};
+use crate::beacon::{Beacon, Directory, Known, Settings};
 use crate::clock::Now;
 use crate::config::Config;
 use crate::registry::request::Request;
 use crate::registry::{After, Registry, Session, claim};
 use crate::wire::{frame, read_frame};
+use pilot_proto::NodeId;
 use pilot_proto::crypto::Identity;
 use pilot_proto::registry::challenge;
 use serde_json::{Map, Value, json};
@@ -109,7 +110,16 @@ fn play(input: &[u8]) -> usize {
 
 /// A beacon's datagrams: a sender in one byte, seconds since the last one in the next, a length in two, the bytes.
 pub fn beacon(input: &[u8]) {
-    let settings = Settings { id: 1, peers: vec![peer(200)], exempt: Vec::new(), exempt_loopback: false };
+    struct Nobody;
+    impl Directory for Nobody {
+        fn find(&self, node: NodeId) -> Option<Known> {
+            (node < 4).then_some(Known { key: [0; 32], ip: Some(peer(1).ip()) })
+        }
+        fn reached(&self, _: IpAddr) -> bool {
+            false
+        }
+    }
+    let settings = Settings { id: 1, peers: vec![peer(200)], ..Settings::default() };
     let mut beacon = Beacon::new(settings);
     let mut now = Instant::now();
     let mut rest = input;
@@ -119,7 +129,7 @@ pub fn beacon(input: &[u8]) {
         rest = next;
         now += Duration::from_secs(u64::from(*secs));
         let (mut sent, mut longest) = (0, 0);
-        beacon.handle(peer(*from), &mut bytes.to_vec(), now, &mut |_, out| {
+        beacon.handle(peer(*from), &mut bytes.to_vec(), &Nobody, now, &mut |_, out| {
             sent += 1;
             longest = longest.max(out.len());
         });

@@ -4,6 +4,7 @@ use crate::config::Rate;
 use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Rates one table keeps. Sources share them by a keyed hash: a flood from very many addresses can neither grow the
@@ -130,6 +131,46 @@ impl<K: Hash> Buckets<K> {
     }
 }
 
+/// IP addresses that completed a TCP connection lately: they receive what is sent to them, so they are not spoofed.
+/// Approximate and of fixed size: two addresses with one slot displace each other.
+#[derive(Debug)]
+pub(crate) struct Reached {
+    /// Upper half: hash of the address. Lower half: seconds since the start, plus one.
+    slots: Box<[AtomicU64]>,
+    hasher: RandomState,
+    start: Instant,
+}
+
+/// How long a connection vouches for its address.
+const VOUCHED: u64 = 15 * 60;
+
+impl Reached {
+    pub fn new(now: Instant) -> Reached {
+        let slots = std::iter::repeat_with(AtomicU64::default).take(SLOTS).collect();
+        Reached { slots, hasher: RandomState::new(), start: now }
+    }
+
+    fn slot(&self, ip: IpAddr, now: Instant) -> (&AtomicU64, u64, u64) {
+        let hash = self.hasher.hash_one(ip.to_canonical());
+        let secs = now.saturating_duration_since(self.start).as_secs().min(u64::from(u32::MAX) - 1) + 1;
+        (&self.slots[hash as usize % SLOTS], hash & !u64::from(u32::MAX), secs)
+    }
+
+    /// A connection from there was accepted.
+    pub fn note(&self, ip: IpAddr, now: Instant) {
+        let (slot, tag, secs) = self.slot(ip, now);
+        slot.store(tag | secs, Ordering::Relaxed);
+    }
+
+    /// Whether that was so lately.
+    pub fn has(&self, ip: IpAddr, now: Instant) -> bool {
+        let (slot, tag, secs) = self.slot(ip, now);
+        let held = slot.load(Ordering::Relaxed);
+        let at = held & u64::from(u32::MAX);
+        at != 0 && held & !u64::from(u32::MAX) == tag && secs.saturating_sub(at) < VOUCHED
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,6 +221,18 @@ mod tests {
         let newcomers = (100_000..101_000u32).filter(|n| b.take(*n, start + Duration::from_secs(10))).count();
         assert_eq!(newcomers, 1000);
         assert_eq!(b.slots.len(), SLOTS);
+    }
+
+    #[test]
+    fn a_connection_vouches_for_its_address_for_a_quarter_of_an_hour() {
+        let start = Instant::now();
+        let reached = Reached::new(start);
+        let ip = |s: &str| s.parse::<IpAddr>().unwrap();
+        assert!(!reached.has(ip("203.0.113.1"), start));
+        reached.note(ip("203.0.113.1"), start);
+        assert!(reached.has(ip("::ffff:203.0.113.1"), start + Duration::from_secs(VOUCHED - 1)));
+        assert!(!reached.has(ip("203.0.113.2"), start));
+        assert!(!reached.has(ip("203.0.113.1"), start + Duration::from_secs(VOUCHED)));
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! Start, supervision and shutdown.
 
 use crate::admission::{Admission, Place};
-use crate::beacon::task::SharedCounters;
-use crate::beacon::{self, Beacon};
+use crate::beacon::task::{Hint, SharedCounters};
+use crate::beacon::{self, Beacon, Directory, Known};
 use crate::config::{Config, Limits, StoreConfig};
 use crate::conn;
 use crate::cost::Budget;
-use crate::limits::contains;
+use crate::limits::{Reached, contains};
 use crate::push::Subscriptions;
 use crate::registry::{Now, Registry, Session};
 use crate::store::sqlite::Sqlite;
@@ -14,7 +14,7 @@ use crate::store::{Store as _, StoreError, writer};
 use pilot_proto::NodeId;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,8 +29,8 @@ const TLS_DEADLINE: Duration = Duration::from_secs(10);
 const BACKLOG: i32 = 4096;
 /// File descriptors left for everything but registry connections.
 const SPARE_FILES: u64 = 256;
-/// Notify hints waiting for the beacon.
-const NOTIFY_QUEUE: usize = 1024;
+/// Hints waiting for the beacon.
+const HINT_QUEUE: usize = 1024;
 /// Pause after a failed accept, for instance without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Longest wait for connections at shutdown.
@@ -115,10 +115,22 @@ pub struct Stats {
     pub beacon_nodes: u64,
     /// Frames relayed.
     pub relayed: u64,
-    /// Frames not relayed: destination unknown or over a limit.
+    /// Frames not relayed: destination unknown.
     pub relay_dropped: u64,
+    /// Frames not relayed: over a budget.
+    pub relay_limited: u64,
     /// Punches coordinated.
     pub punches: u64,
+    /// Punch requests over a budget, or of a sender that is not where it says.
+    pub punch_refused: u64,
+    /// Discovers without an answer: over a budget.
+    pub discover_limited: u64,
+    /// Claims to a node id that is at another address.
+    pub claims_refused: u64,
+    /// Claims over a budget, or beyond the table.
+    pub claims_dropped: u64,
+    /// Datagrams that are no message to a beacon.
+    pub beacon_garbage: u64,
 }
 
 /// What all tasks share.
@@ -126,34 +138,40 @@ pub(crate) struct Shared {
     registry: Mutex<Registry>,
     pub store: writer::Handle,
     pub subscriptions: Subscriptions,
-    pub notify: mpsc::Sender<NodeId>,
+    pub hints: mpsc::Sender<Hint>,
     pub limits: Limits,
     pub requests: AtomicU64,
     pub errors: AtomicU64,
     pub budget: Budget,
+    reached: Reached,
+    /// Highest node id given out.
+    last_node: AtomicU32,
     admission: Arc<Admission>,
 }
 
 impl Shared {
     /// An empty memory registry over `store`, with the beacon's end of the notify queue.
     #[cfg(test)]
-    pub fn for_tests(store: Box<dyn crate::store::Store>) -> (Arc<Shared>, mpsc::Receiver<NodeId>) {
+    pub fn for_tests(store: Box<dyn crate::store::Store>) -> (Arc<Shared>, mpsc::Receiver<Hint>) {
         let config = Config::loopback();
         let registry =
             Registry::load(&config, config.beacon_addr, Default::default(), "test".to_owned(), Now::read());
-        let (notify, notified) = mpsc::channel(NOTIFY_QUEUE);
+        let (hints, hinted) = mpsc::channel(HINT_QUEUE);
+        let last_node = AtomicU32::new(registry.last_node());
         let shared = Shared {
             registry: Mutex::new(registry),
             store: writer::start(store).unwrap().0,
             subscriptions: Subscriptions::default(),
-            notify,
+            hints,
+            reached: Reached::new(Instant::now()),
+            last_node,
             budget: Budget::new(&config.limits),
             admission: Admission::new(&config.limits, config.limits.max_connections),
             limits: config.limits,
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
         };
-        (Arc::new(shared), notified)
+        (Arc::new(shared), hinted)
     }
 
     /// The state, locked. Never held across an await.
@@ -165,6 +183,33 @@ impl Shared {
     fn exempt(&self, ip: IpAddr) -> bool {
         (self.limits.exempt_loopback && ip.to_canonical().is_loopback())
             || self.limits.exempt.iter().any(|(net, prefix)| contains(*net, *prefix, ip))
+    }
+}
+
+/// The beacon's view of the registry.
+struct Lookups(Arc<Shared>);
+
+impl Directory for Lookups {
+    fn find(&self, node: NodeId) -> Option<Known> {
+        // Invented ids are not worth the lock.
+        if node > self.0.last_node.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.0.registry().known(node)
+    }
+
+    fn reached(&self, ip: IpAddr) -> bool {
+        self.0.reached.has(ip, Instant::now())
+    }
+}
+
+impl Shared {
+    /// Tells the beacon. A full queue loses a hint: the node is asked again, or polls.
+    pub fn hint(&self, hint: Hint) {
+        if let Hint::Registered(node, _) = hint {
+            self.last_node.fetch_max(node, Ordering::Relaxed);
+        }
+        let _ = self.hints.try_send(hint);
     }
 }
 
@@ -226,9 +271,14 @@ fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-fn random_id() -> Result<String, StoreError> {
-    let mut bytes = [0; 16];
+fn random<const N: usize>() -> Result<[u8; N], StoreError> {
+    let mut bytes = [0; N];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| StoreError("the system has no random numbers".into()))?;
+    Ok(bytes)
+}
+
+fn random_id() -> Result<String, StoreError> {
+    let bytes: [u8; 16] = random()?;
     Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
 }
 
@@ -250,14 +300,18 @@ impl Server {
             let open = tokio::task::spawn_blocking(move || open(&config, beacon_addr)).await;
             open.map_err(|e| StartError::Store { path: "(store)".into(), reason: e.to_string() })??
         };
-        let (notify, notified) = mpsc::channel(NOTIFY_QUEUE);
+        let (hints, hinted) = mpsc::channel(HINT_QUEUE);
         let (stop, stopping) = watch::channel(false);
         let (alive, ended) = mpsc::channel(1);
+        let last_node = AtomicU32::new(registry.last_node());
+        let registry_id = registry.registry_id().to_owned();
         let shared = Arc::new(Shared {
             registry: Mutex::new(registry),
             store,
             subscriptions: Subscriptions::default(),
-            notify,
+            hints,
+            reached: Reached::new(Instant::now()),
+            last_node,
             limits: config.limits.clone(),
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
@@ -270,8 +324,11 @@ impl Server {
             peers: config.beacon_peers.clone(),
             exempt: config.limits.exempt.clone(),
             exempt_loopback: config.limits.exempt_loopback,
+            registry: registry_id,
+            secret: random().map_err(|e| StartError::Store { path: "(random)".into(), reason: e.0 })?,
         });
-        let task = beacon::task::run(udp, beacon, counters.clone(), notified, stopping.clone());
+        let directory = Lookups(shared.clone());
+        let task = beacon::task::run(udp, beacon, directory, counters.clone(), hinted, stopping.clone());
         tokio::spawn(held(alive.clone(), task));
         tokio::spawn(held(alive.clone(), reap(shared.clone(), stopping.clone())));
         tokio::spawn(accept(tcp, tls, shared.clone(), stopping, alive));
@@ -310,7 +367,13 @@ impl Server {
             beacon_nodes: beacon.nodes,
             relayed: beacon.relayed,
             relay_dropped: beacon.dropped,
+            relay_limited: beacon.relay_limited,
             punches: beacon.punches,
+            punch_refused: beacon.punch_refused,
+            discover_limited: beacon.discover_limited,
+            claims_refused: beacon.claims_refused,
+            claims_dropped: beacon.claims_dropped,
+            beacon_garbage: beacon.garbage,
             ..Stats::default()
         };
         if let Some(shared) = &self.shared {
@@ -436,6 +499,7 @@ async fn accept(
                 continue;
             }
         };
+        shared.reached.note(peer.ip(), Instant::now());
         let (shared, tls, stop) = (shared.clone(), tls.clone(), stop.clone());
         let alive = alive.clone();
         tokio::spawn(held(alive, async move {

@@ -4,7 +4,7 @@ use crate::listener::Incoming;
 use crate::stream::Stream;
 use bytes::Bytes;
 use pilot_proto::crypto::Identity;
-use pilot_proto::engine::{Counters, PeerStatus, Route, SendError};
+use pilot_proto::engine::{Counters, DiscoverProof, PeerStatus, Route, SendError};
 use pilot_proto::stream::{ConnId, ConnStatus, DialError};
 use pilot_proto::{Addr, NodeId};
 use std::net::SocketAddr;
@@ -50,6 +50,7 @@ pub(crate) enum Command {
     Route(NodeId, Result<Route, String>),
     Identity(Arc<Identity>, NodeId),
     Beacon(Option<SocketAddr>),
+    DiscoverProof(Option<DiscoverProof>),
     Public(bool),
     Trusted(NodeId, bool),
     Admit(NodeId, Instant),

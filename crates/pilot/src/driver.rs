@@ -331,6 +331,7 @@ impl Driver {
             Command::Route(node, route) => self.engine.set_route(now, node, route),
             Command::Identity(identity, node) => self.engine.set_identity(now, identity, node),
             Command::Beacon(beacon) => self.engine.set_beacon(now, beacon),
+            Command::DiscoverProof(proof) => self.engine.set_discover_proof(now, proof),
             Command::Public(public) => self.engine.set_public(public),
             Command::Trusted(node, trusted) => self.engine.set_trusted(node, trusted),
             Command::Admit(node, until) => self.engine.admit(node, until),

@@ -63,6 +63,11 @@ fn jitter(pause: Duration) -> Duration {
     pause + pause / 2 * u32::from(byte[0]) / 256
 }
 
+fn unix_micros() -> u64 {
+    // Enough for 584,000 years.
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64)
+}
+
 fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

@@ -6,6 +6,7 @@ use crate::registry::{Features, RegistryError};
 use crate::shared::Shared;
 use crate::{jitter, platform, unix_now};
 use pilot_proto::crypto::Identity;
+use pilot_proto::engine::DiscoverProof;
 use pilot_proto::registry::challenge;
 use pilot_proto::{Addr, NodeId};
 use serde_json::{Value, json};
@@ -98,6 +99,10 @@ impl Shared {
             .ok_or_else(|| malformed("missing \"address\""))?;
         let features = Features::of(&answer, unix_now());
         let name = features.registry_id.clone().unwrap_or_else(|| self.registry.address().to_owned());
+        let proof = features.signed_discover.then(|| DiscoverProof {
+            registry: name.clone(),
+            clock: (std::time::Instant::now(), crate::unix_micros()),
+        });
         self.registry.set_features(features);
         let before = self.state(|s| {
             let before = s.node;
@@ -114,6 +119,7 @@ impl Shared {
         if before != node {
             self.command(Command::Identity(identity.clone(), node));
         }
+        self.command(Command::DiscoverProof(proof));
         self.registered.notify_one();
         self.registry_named(&name);
         self.trust_registered(node, identity, &name);

@@ -4,6 +4,7 @@
 //! [`Output::Timeout`].
 
 mod deliver;
+mod discovery;
 mod drops;
 mod gate;
 mod half;
@@ -14,6 +15,7 @@ mod recovery;
 mod send;
 mod timers;
 
+pub use discovery::DiscoverProof;
 pub use drops::Drops;
 
 use crate::NodeId;
@@ -23,6 +25,7 @@ use crate::stream::{self, CloseReason, ConnId, ConnStatus, DialError, Ingress, S
 use crate::tunnel::limits::{Bucket, Marks, RateTable};
 use crate::wire::addr::Addr;
 use bytes::Bytes;
+use discovery::Beacon;
 use gate::Gate;
 use half::Half;
 use handshake::Lookup;
@@ -263,15 +266,6 @@ enum Origin {
 }
 
 #[derive(Debug, Default)]
-struct Beacon {
-    addr: Option<SocketAddr>,
-    /// Last Discover.
-    asked: Option<Instant>,
-    /// Next Discover.
-    next: Option<Instant>,
-}
-
-#[derive(Debug, Default)]
 struct Limits {
     /// Key exchanges per IP address.
     direct: RateTable<IpAddr>,
@@ -483,20 +477,13 @@ impl Engine {
             self.streams.reset_node(now, peer);
         }
         if self.beacon.addr.is_some() {
-            self.discover(now);
+            self.ask_beacon(now);
         }
     }
 
     /// Our node id; 0 before registration.
     pub fn node_id(&self) -> NodeId {
         self.node
-    }
-
-    /// The beacon in use. A Discover is sent to it at once, then every 25 s.
-    pub fn set_beacon(&mut self, now: Instant, beacon: Option<SocketAddr>) {
-        self.beacon.addr = beacon.map(|b| SocketAddr::new(b.ip().to_canonical(), b.port()));
-        self.beacon.asked = None;
-        self.discover(now);
     }
 
     /// Opens or closes this node to everybody.

@@ -11,8 +11,6 @@ use crate::wire::packet::{Packet, port, protocol};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// A DiscoverReply counts only this long after a Discover.
-const REPLY_WITHIN: Duration = Duration::from_secs(2);
 /// Copies of a punch.
 const PUNCHES: usize = 3;
 /// Punch commands obeyed per second.
@@ -46,15 +44,7 @@ impl Engine {
                 }
                 self.receive_frame(now, Origin::Relay(sender), &mut datagram[DELIVER_HEADER..]);
             }
-            Ok(Message::DiscoverReply(addr)) => {
-                let asked =
-                    self.beacon.asked.is_some_and(|at| now.saturating_duration_since(at) <= REPLY_WITHIN);
-                if asked {
-                    self.emit(Event::Observed(addr));
-                } else {
-                    self.drops.unasked_discover_reply += 1;
-                }
-            }
+            Ok(Message::DiscoverReply(addr)) => self.discovered(now, addr, datagram),
             Ok(Message::PunchCommand(addr)) => self.punch(now, addr),
             Ok(Message::Notify { kind: NOTIFY_HANDSHAKE }) => self.emit(Event::Notified),
             _ => self.drops.bad_beacon_message += 1,

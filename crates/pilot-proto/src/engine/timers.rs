@@ -6,12 +6,8 @@ use super::{Engine, Event};
 use crate::NodeId;
 use crate::path::Tick;
 use crate::tunnel::exchange::COOLDOWN;
-use crate::wire::beacon::Message;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// Distance of Discovers: below the 30 s many NATs keep a mapping for (spec 04 section 21).
-const DISCOVER_EVERY: Duration = Duration::from_secs(25);
+use std::time::Instant;
 
 impl Engine {
     /// Has this peer's timer computed anew before the driver goes to sleep.
@@ -49,7 +45,7 @@ impl Engine {
 
     pub(super) fn run_timers(&mut self, now: Instant) {
         if self.beacon.next.is_some_and(|at| at <= now) {
-            self.discover(now);
+            self.beacon_timeout(now);
         }
         self.expire_lookups(now);
         while let Some((at, node)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
@@ -61,18 +57,6 @@ impl Engine {
             }
         }
         self.streams.handle_timeout(now);
-    }
-
-    pub(super) fn discover(&mut self, now: Instant) {
-        let Some(addr) = self.beacon.addr else {
-            self.beacon.next = None;
-            return;
-        };
-        let mut bytes = Vec::with_capacity(5);
-        Message::Discover { node: self.node, key: None }.emit(&mut bytes);
-        self.send_control(addr, bytes);
-        self.beacon.asked = Some(now);
-        self.beacon.next = Some(now + DISCOVER_EVERY);
     }
 
     fn peer_timeout(&mut self, now: Instant, node: NodeId) {
@@ -145,7 +129,7 @@ impl Engine {
                 self.relay_activated(now, node);
                 // It may be our own address that changed: the beacon must know it for the relay to work, and the
                 // directory may know where the peer is now.
-                self.discover(now);
+                self.ask_beacon(now);
                 self.request_punch(now, node);
                 self.want_route(now, node);
             }

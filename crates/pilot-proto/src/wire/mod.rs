@@ -3,5 +3,6 @@
 pub mod addr;
 pub mod beacon;
 pub mod capability;
+pub mod discover;
 pub mod frame;
 pub mod packet;

@@ -1,21 +1,20 @@
 //! The beacon's state: datagrams in, datagrams out (spec 04 sections 2 to 5). No I/O; the clock is passed in.
 
+mod table;
 pub(crate) mod task;
 #[cfg(test)]
 mod tests;
 
 use crate::config::Rate;
-use crate::limits::{Buckets, source};
+use crate::limits::{Buckets, Meter, network, source};
 use pilot_proto::NodeId;
 use pilot_proto::wire::beacon::Message;
+use pilot_proto::wire::discover::SignedDiscover;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
+use table::{Claim, Table};
 
-/// Nodes in the table.
-const MAX_NODES: usize = 500_000;
-/// A node not heard of for this long is forgotten.
-const NODE_TTL: Duration = Duration::from_secs(10 * 60);
 /// Routes to nodes of other beacons.
 const MAX_ROUTES: usize = 500_000;
 /// Routes of a beacon that is silent for this long are dropped.
@@ -24,36 +23,58 @@ const ROUTE_TTL: Duration = Duration::from_secs(90);
 const NOTIFY_INTERVAL: Duration = Duration::from_secs(2);
 /// Node ids in one Sync: what a datagram carries.
 const MAX_SYNC: usize = 16_000;
-/// Discoveries answered, per source address.
+/// Discoveries answered, per source and per network.
 const DISCOVERS: Rate = Rate { per_second: 100.0, burst: 1000.0 };
-/// New node ids, per source address.
-const NEW_NODES: Rate = Rate { per_second: 10.0, burst: 500.0 };
-/// Changes of a node's address, per node: a stranger that claims the id cannot do so for ever, and a node that
-/// restarts a few times is not locked out.
-const MOVES: Rate = Rate { per_second: 0.1, burst: 4.0 };
-/// Punch requests, per source address.
+const NETWORK_DISCOVERS: Rate = Rate { per_second: 1000.0, burst: 10_000.0 };
+/// Discoveries answered to addresses nothing vouches for, in all: spoofed ones may not take a processor.
+const STRANGE_DISCOVERS: Rate = Rate { per_second: 10_000.0, burst: 10_000.0 };
+/// Punch requests, per source and per network.
 const PUNCHES: Rate = Rate { per_second: 5.0, burst: 20.0 };
+const NETWORK_PUNCHES: Rate = Rate { per_second: 50.0, burst: 200.0 };
 /// Punch commands sent to one target.
 const PUNCHED: Rate = Rate { per_second: 5.0, burst: 20.0 };
-/// Frames relayed, per source address and port.
+/// Frames relayed for a node from its address, per address and port.
 const RELAYS: Rate = Rate { per_second: 20_000.0, burst: 20_000.0 };
+/// Frames relayed for senders whose address is not that of the node they name: per network, and per destination.
+const STRANGE_RELAYS: Rate = Rate { per_second: 1000.0, burst: 2000.0 };
+const STRANGE_DELIVERIES: Rate = Rate { per_second: 200.0, burst: 400.0 };
 
 /// Counters since start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
     pub nodes: u64,
     pub relayed: u64,
+    /// Frames not relayed: destination unknown.
     pub dropped: u64,
+    /// Frames not relayed: over a budget.
+    pub relay_limited: u64,
     pub punches: u64,
+    /// Punch requests over a budget, or of a sender that is not where it says.
+    pub punch_refused: u64,
+    /// Discovers without an answer: over a budget.
+    pub discover_limited: u64,
+    /// Claims to a node that is at another address.
+    pub claims_refused: u64,
+    /// Claims over a budget or beyond the table.
+    pub claims_dropped: u64,
+    /// Datagrams that are no message to a beacon.
+    pub garbage: u64,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Entry {
-    addr: SocketAddr,
-    seen: Instant,
-    /// Wants deliveries that name their destination.
-    named: bool,
-    notified: Option<Instant>,
+/// What the registry knows of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub key: [u8; 32],
+    /// Where it registered from.
+    pub ip: Option<IpAddr>,
+}
+
+/// What the beacon asks the registry.
+pub(crate) trait Directory {
+    /// A registered node.
+    fn find(&self, node: NodeId) -> Option<Known>;
+    /// Whether the registry has or lately had a TCP connection from there: such an address is not spoofed.
+    fn reached(&self, ip: IpAddr) -> bool;
 }
 
 /// Settings of a beacon.
@@ -63,21 +84,28 @@ pub(crate) struct Settings {
     pub peers: Vec<SocketAddr>,
     pub exempt: Vec<(IpAddr, u8)>,
     pub exempt_loopback: bool,
+    /// Name of the registry, which signed Discovers are made for.
+    pub registry: String,
+    /// Makes the cookies.
+    pub secret: [u8; 32],
 }
 
 /// The beacon.
 pub(crate) struct Beacon {
     settings: Settings,
-    nodes: HashMap<NodeId, Entry>,
+    table: Table,
     routes: HashMap<NodeId, SocketAddr>,
     /// When each peer beacon was last heard of.
     heard: HashMap<SocketAddr, Instant>,
     discovers: Buckets<IpAddr>,
-    new_nodes: Buckets<IpAddr>,
-    moves: Buckets<NodeId>,
+    network_discovers: Buckets<IpAddr>,
+    strange_discovers: Meter,
     punches: Buckets<IpAddr>,
+    network_punches: Buckets<IpAddr>,
     punched: Buckets<NodeId>,
     relays: Buckets<SocketAddr>,
+    strange_relays: Buckets<IpAddr>,
+    strange_deliveries: Buckets<NodeId>,
     pub counters: Counters,
 }
 
@@ -89,16 +117,19 @@ impl Beacon {
     pub fn new(mut settings: Settings) -> Beacon {
         settings.peers.iter_mut().for_each(|p| *p = canonical(*p));
         Beacon {
+            table: Table::new(settings.registry.clone(), settings.secret),
             settings,
-            nodes: HashMap::new(),
             routes: HashMap::new(),
             heard: HashMap::new(),
             discovers: Buckets::new(DISCOVERS),
-            new_nodes: Buckets::new(NEW_NODES),
-            moves: Buckets::new(MOVES),
+            network_discovers: Buckets::new(NETWORK_DISCOVERS),
+            strange_discovers: Meter::new(STRANGE_DISCOVERS),
             punches: Buckets::new(PUNCHES),
+            network_punches: Buckets::new(NETWORK_PUNCHES),
             punched: Buckets::new(PUNCHED),
             relays: Buckets::new(RELAYS),
+            strange_relays: Buckets::new(STRANGE_RELAYS),
+            strange_deliveries: Buckets::new(STRANGE_DELIVERIES),
             counters: Counters::default(),
         }
     }
@@ -113,18 +144,29 @@ impl Beacon {
         &mut self,
         from: SocketAddr,
         datagram: &mut [u8],
+        directory: &impl Directory,
         now: Instant,
         send: &mut impl FnMut(SocketAddr, &[u8]),
     ) {
         let from = canonical(from);
         match Message::parse(datagram) {
-            Ok(Message::Discover { node, .. }) => self.discover(from, node, false, now, send),
-            Ok(Message::DiscoverEx { node }) => self.discover(from, node, true, now, send),
-            Ok(Message::PunchRequest { requester, target }) => self.punch(from, requester, target, now, send),
+            Ok(Message::Discover { node, .. }) => {
+                let proof = SignedDiscover::parse(datagram);
+                self.discover(from, node, proof.as_ref(), directory, now, send);
+            }
+            Ok(Message::DiscoverEx { node }) => {
+                self.discover(from, node, None, directory, now, send);
+                if let Some(entry) = self.table.get_mut(node).filter(|e| e.addr == from) {
+                    entry.named = true;
+                }
+            }
+            Ok(Message::PunchRequest { requester, target }) => {
+                self.punch(from, requester, target, directory, now, send);
+            }
             Ok(Message::Relay { from: node, to, .. }) => self.relay(from, node, to, datagram, now, send),
             Ok(Message::Sync { nodes, .. }) => self.sync(from, nodes, now),
             // Messages a beacon sends, unknown types and broken ones: dropped without an answer.
-            _ => {}
+            _ => self.counters.garbage += 1,
         }
     }
 
@@ -132,36 +174,49 @@ impl Beacon {
         &mut self,
         from: SocketAddr,
         node: NodeId,
-        named: bool,
+        proof: Option<&SignedDiscover<'_>>,
+        directory: &impl Directory,
         now: Instant,
         send: &mut impl FnMut(SocketAddr, &[u8]),
     ) {
-        if !self.exempt(from.ip()) && !self.discovers.take(source(from.ip()), now) {
-            return;
-        }
-        self.learn(from, node, named, now);
-        reply(&Message::DiscoverReply(from), from, send);
-    }
-
-    /// Stores where a node is. Id 0 belongs to probes.
-    fn learn(&mut self, from: SocketAddr, node: NodeId, named: bool, now: Instant) {
-        if node == 0 {
-            return;
-        }
-        if let Some(entry) = self.nodes.get_mut(&node) {
-            if entry.addr != from && !self.moves.take(node, now) {
+        let exempt = self.exempt(from.ip());
+        if !exempt {
+            let known = self.table.get(node).is_some_and(|e| e.addr == from) || directory.reached(from.ip());
+            let allowed = self.discovers.take(source(from.ip()), now)
+                && self.network_discovers.take(network(from.ip()), now)
+                && (known || self.strange_discovers.charge(1, now, Duration::ZERO).is_ok());
+            if !allowed {
+                self.counters.discover_limited += 1;
                 return;
             }
-            entry.addr = from;
-            entry.seen = now;
-            entry.named |= named;
-            return;
         }
-        let allowed = self.exempt(from.ip()) || self.new_nodes.take(source(from.ip()), now);
-        if allowed && self.nodes.len() < MAX_NODES {
-            self.nodes.insert(node, Entry { addr: from, seen: now, named, notified: None });
-            self.counters.nodes = self.nodes.len() as u64;
+        self.claim(from, node, proof, exempt, directory, now);
+        // Only who asks with more than the reply gets the longer one.
+        let cookie = proof.map(|_| self.table.cookie(from, now));
+        let mut out = Vec::with_capacity(32);
+        Message::DiscoverReply(from).emit(&mut out);
+        out.extend_from_slice(cookie.as_ref().map_or(&[], |c| &c[..]));
+        send(from, &out);
+    }
+
+    /// Takes note of where a node says it is; false if that is not where it is taken to be.
+    fn claim(
+        &mut self,
+        from: SocketAddr,
+        node: NodeId,
+        proof: Option<&SignedDiscover<'_>>,
+        exempt: bool,
+        directory: &impl Directory,
+        now: Instant,
+    ) -> bool {
+        let claim = self.table.claim(from, node, proof, exempt, directory, now);
+        self.counters.nodes = self.table.len() as u64;
+        match claim {
+            Claim::Held => {}
+            Claim::Refused => self.counters.claims_refused += 1,
+            Claim::Dropped => self.counters.claims_dropped += 1,
         }
+        claim == Claim::Held
     }
 
     fn punch(
@@ -169,19 +224,26 @@ impl Beacon {
         from: SocketAddr,
         requester: NodeId,
         target: NodeId,
+        directory: &impl Directory,
         now: Instant,
         send: &mut impl FnMut(SocketAddr, &[u8]),
     ) {
         let exempt = self.exempt(from.ip());
-        if !exempt && !self.punches.take(source(from.ip()), now) {
+        let ip = from.ip();
+        let allowed =
+            exempt || (self.punches.take(source(ip), now) && self.network_punches.take(network(ip), now));
+        // Punch commands name addresses: only that of a node that is known to be there.
+        if !allowed || requester == 0 || !self.claim(from, requester, None, exempt, directory, now) {
+            self.counters.punch_refused += 1;
             return;
         }
-        self.learn(from, requester, false, now);
-        let Some(target_addr) = self.nodes.get(&target).map(|e| e.addr) else {
-            tracing::debug!(requester, target, "punch target is not at this beacon");
+        let Some(target_addr) = self.table.get(target).map(|e| e.addr) else {
+            tracing::trace!(requester, target, "punch target is not at this beacon");
             return;
         };
-        if !exempt && !self.punched.take(target, now) {
+        // Both commands to one address would be two datagrams for one.
+        if target_addr == from || (!exempt && !self.punched.take(target, now)) {
+            self.counters.punch_refused += 1;
             return;
         }
         // To observed addresses only: the request itself names none.
@@ -200,14 +262,22 @@ impl Beacon {
         send: &mut impl FnMut(SocketAddr, &[u8]),
     ) {
         let peer = self.settings.peers.contains(&from);
-        if !peer && !self.exempt(from.ip()) && !self.relays.take(from, now) {
-            self.counters.dropped += 1;
-            return;
+        if !peer && !self.exempt(from.ip()) {
+            let allowed = if self.table.near(node, from) {
+                self.relays.take(from, now)
+            } else {
+                // A forged sender, or one the beacon has not heard of since its own start.
+                self.strange_relays.take(network(from.ip()), now) && self.strange_deliveries.take(to, now)
+            };
+            if !allowed {
+                self.counters.relay_limited += 1;
+                return;
+            }
         }
-        if let Some(entry) = self.nodes.get_mut(&node).filter(|e| e.addr == from) {
+        if let Some(entry) = self.table.get_mut(node).filter(|e| e.addr == from) {
             entry.seen = now;
         }
-        if let Some(entry) = self.nodes.get(&to) {
+        if let Some(entry) = self.table.get(to) {
             if entry.named {
                 datagram[0] = 0x09;
                 send(entry.addr, datagram);
@@ -229,22 +299,27 @@ impl Beacon {
 
     fn sync(&mut self, from: SocketAddr, nodes: &[u8], now: Instant) {
         if !self.settings.peers.contains(&from) {
-            tracing::debug!(%from, "sync from a stranger ignored");
+            self.counters.garbage += 1;
             return;
         }
         self.heard.insert(from, now);
         self.routes.retain(|_, via| *via != from);
         for id in nodes.as_chunks::<4>().0 {
             let id = u32::from_be_bytes(*id);
-            if !self.nodes.contains_key(&id) && self.routes.len() < MAX_ROUTES {
+            if self.table.get(id).is_none() && self.routes.len() < MAX_ROUTES {
                 self.routes.insert(id, from);
             }
         }
     }
 
+    /// A node has registered, from this IP address.
+    pub fn registered(&mut self, node: NodeId, ip: Option<IpAddr>, now: Instant) {
+        self.table.registered(node, ip, now);
+    }
+
     /// Tells a node that something waits for it at the registry.
     pub fn notify(&mut self, node: NodeId, now: Instant, send: &mut impl FnMut(SocketAddr, &[u8])) {
-        let Some(entry) = self.nodes.get_mut(&node) else { return };
+        let Some(entry) = self.table.get_mut(node) else { return };
         if entry.notified.is_some_and(|at| now.saturating_duration_since(at) < NOTIFY_INTERVAL) {
             return;
         }
@@ -254,8 +329,8 @@ impl Beacon {
 
     /// Forgets silent nodes and routes of silent beacons. Call it about once a minute.
     pub fn sweep(&mut self, now: Instant) {
-        self.nodes.retain(|_, e| now.saturating_duration_since(e.seen) < NODE_TTL);
-        self.counters.nodes = self.nodes.len() as u64;
+        self.table.sweep(now);
+        self.counters.nodes = self.table.len() as u64;
         self.heard.retain(|_, at| now.saturating_duration_since(*at) < ROUTE_TTL);
         self.routes.retain(|_, via| self.heard.contains_key(via));
     }
@@ -265,7 +340,7 @@ impl Beacon {
         if self.settings.peers.is_empty() {
             return;
         }
-        let nodes: Vec<u8> = self.nodes.keys().take(MAX_SYNC).flat_map(|id| id.to_be_bytes()).collect();
+        let nodes: Vec<u8> = self.table.ids().take(MAX_SYNC).flat_map(|id| id.to_be_bytes()).collect();
         for peer in &self.settings.peers {
             reply(&Message::Sync { beacon: self.settings.id, nodes: &nodes }, *peer, send);
         }

@@ -1,51 +1,51 @@
 //! The beacon's socket.
 
-use super::{Beacon, Counters};
+use super::{Beacon, Counters, Directory};
 use crate::server::stopped;
 use pilot_proto::NodeId;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use quinn_udp::{BATCH_SIZE, RecvMeta, UdpSockRef, UdpSocketState};
+use std::io::IoSliceMut;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 
-/// Largest UDP payload, bytes.
-const MAX_DATAGRAM: usize = 65_535;
-/// Datagrams handled before other work gets a turn.
-const BURST: usize = 256;
+/// Bytes of one receive buffer: the largest datagram, or a run of equal ones that the kernel hands over as one.
+const BUFFER: usize = 65_535;
+/// Receive calls before other work gets a turn.
+const BURST: usize = 8;
 /// Socket buffers asked for, bytes; the system may give less.
-const SOCKET_BUFFER: usize = 4 << 20;
+const SOCKET_BUFFER: usize = 8 << 20;
 const SYNC_INTERVAL: Duration = Duration::from_secs(10);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The counters, readable from outside the task.
-#[derive(Debug, Default)]
-pub(crate) struct SharedCounters {
-    nodes: AtomicU64,
-    relayed: AtomicU64,
-    dropped: AtomicU64,
-    punches: AtomicU64,
-    unsent: AtomicU64,
+/// What the registry tells the beacon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hint {
+    /// Something waits in the node's inbox.
+    Handshake(NodeId),
+    /// The node has registered, from this IP address.
+    Registered(NodeId, Option<IpAddr>),
 }
 
+/// The counters, readable from outside the task.
+#[derive(Debug, Default)]
+pub(crate) struct SharedCounters(Mutex<(Counters, u64)>);
+
 impl SharedCounters {
-    fn publish(&self, c: Counters, unsent: u64) {
-        self.nodes.store(c.nodes, Ordering::Relaxed);
-        self.relayed.store(c.relayed, Ordering::Relaxed);
-        self.dropped.store(c.dropped, Ordering::Relaxed);
-        self.punches.store(c.punches, Ordering::Relaxed);
-        self.unsent.store(unsent, Ordering::Relaxed);
+    fn publish(&self, counters: Counters, unsent: u64) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (counters, unsent);
     }
 
-    /// Nodes, relayed frames, dropped frames, punches.
     pub fn read(&self) -> Counters {
-        let load = |c: &AtomicU64| c.load(Ordering::Relaxed);
+        let (counters, unsent) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         Counters {
-            nodes: load(&self.nodes),
             // A datagram the system did not take was not relayed.
-            relayed: load(&self.relayed).saturating_sub(load(&self.unsent)),
-            dropped: load(&self.dropped) + load(&self.unsent),
-            punches: load(&self.punches),
+            relayed: counters.relayed.saturating_sub(unsent),
+            dropped: counters.dropped + unsent,
+            ..counters
         }
     }
 }
@@ -69,11 +69,17 @@ pub(crate) fn bind(addr: SocketAddr) -> std::io::Result<UdpSocket> {
 pub(crate) async fn run(
     socket: UdpSocket,
     mut beacon: Beacon,
+    directory: impl Directory,
     counters: std::sync::Arc<SharedCounters>,
-    mut notify: mpsc::Receiver<NodeId>,
+    mut hints: mpsc::Receiver<Hint>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut buf = vec![0; MAX_DATAGRAM];
+    let state = match UdpSocketState::new(UdpSockRef::from(&socket)) {
+        Ok(state) => state,
+        Err(e) => return tracing::error!(error = %e, "the beacon's socket cannot be set up"),
+    };
+    let mut buffers = vec![0; BATCH_SIZE * BUFFER];
+    let mut meta = [RecvMeta::default(); BATCH_SIZE];
     let mut sync = tokio::time::interval(SYNC_INTERVAL);
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     let v6 = socket.local_addr().is_ok_and(|a| a.is_ipv6());
@@ -95,17 +101,28 @@ pub(crate) async fn run(
                     tracing::error!(error = %e, "the beacon's socket failed");
                     return;
                 }
-                let now = Instant::now();
                 for _ in 0..BURST {
-                    match socket.try_recv_from(&mut buf) {
-                        Ok((n, from)) => beacon.handle(from, &mut buf[..n], now, &mut send),
-                        // Would block, or an ICMP error of an earlier datagram.
-                        Err(_) => break,
+                    let mut chunks = buffers.chunks_exact_mut(BUFFER);
+                    let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
+                        std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
+                    let received = socket.try_io(Interest::READABLE, || {
+                        state.recv(UdpSockRef::from(&socket), &mut slices, &mut meta)
+                    });
+                    // Would block, or an ICMP error of an earlier datagram.
+                    let Ok(received) = received else { break };
+                    let now = Instant::now();
+                    for (buffer, meta) in buffers.chunks_exact_mut(BUFFER).zip(&meta[..received]) {
+                        for datagram in buffer[..meta.len].chunks_mut(meta.stride.max(1)) {
+                            beacon.handle(meta.addr, datagram, &directory, now, &mut send);
+                        }
                     }
                 }
                 tokio::task::yield_now().await;
             }
-            Some(node) = notify.recv() => beacon.notify(node, Instant::now(), &mut send),
+            Some(hint) = hints.recv() => match hint {
+                Hint::Handshake(node) => beacon.notify(node, Instant::now(), &mut send),
+                Hint::Registered(node, ip) => beacon.registered(node, ip, Instant::now()),
+            },
             _ = sync.tick() => beacon.announce(&mut send),
             _ = sweep.tick() => beacon.sweep(Instant::now()),
             _ = stopped(&mut stop) => return,

@@ -1,9 +1,35 @@
 //! The beacon's rules on a clock that stands still unless told.
 
 use super::*;
+use pilot_proto::crypto::Identity;
+use pilot_proto::wire::discover;
+use std::cell::Cell;
+
+mod abuse;
+
+/// The registry's side of these tests.
+#[derive(Default)]
+struct Registered {
+    nodes: HashMap<NodeId, Known>,
+    reached: Vec<IpAddr>,
+    /// How often it was asked for a node.
+    asked: Cell<usize>,
+}
+
+impl Directory for Registered {
+    fn find(&self, node: NodeId) -> Option<Known> {
+        self.asked.set(self.asked.get() + 1);
+        self.nodes.get(&node).copied()
+    }
+
+    fn reached(&self, ip: IpAddr) -> bool {
+        self.reached.contains(&ip)
+    }
+}
 
 struct World {
     beacon: Beacon,
+    directory: Registered,
     now: Instant,
 }
 
@@ -12,15 +38,15 @@ fn addr(text: &str) -> SocketAddr {
 }
 
 fn world(settings: Settings) -> World {
-    World { beacon: Beacon::new(settings), now: Instant::now() }
+    World { beacon: Beacon::new(settings), directory: Registered::default(), now: Instant::now() }
 }
 
 impl World {
     fn raw(&mut self, from: &str, bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
         let mut sent = Vec::new();
         let mut bytes = bytes.to_vec();
-        self.beacon
-            .handle(addr(from), &mut bytes, self.now, &mut |to, b| sent.push((to.to_string(), b.to_vec())));
+        let mut send = |to: SocketAddr, b: &[u8]| sent.push((to.to_string(), b.to_vec()));
+        self.beacon.handle(addr(from), &mut bytes, &self.directory, self.now, &mut send);
         sent
     }
 
@@ -95,6 +121,7 @@ fn punches_are_limited_per_source_and_per_target() {
     assert_eq!(granted, 20);
     w.now += Duration::from_secs(1);
     assert_eq!((0..100).filter(|_| !w.send(A, &punch).is_empty()).count(), 5);
+    assert_eq!(w.beacon.counters.punch_refused, 175);
     // Many sources cannot make one target punch without end either.
     w.now += Duration::from_secs(60);
     let total: usize = (0..100u32)
@@ -135,13 +162,21 @@ fn a_node_that_asked_for_it_gets_deliveries_with_their_destination() {
 }
 
 #[test]
-fn relaying_has_a_budget_per_source() {
+fn relaying_has_a_budget_per_source_and_a_smaller_one_for_forged_senders() {
     let mut w = world(Settings::default());
     w.discover(B, 2);
+    w.discover(A, 1);
     let relayed = (0..25_000).filter(|_| !w.relay(A, 1, 2).is_empty()).count();
     assert_eq!(relayed, 20_000);
-    assert_eq!(w.beacon.counters.dropped, 5_000);
-    assert_eq!(w.relay("203.0.113.2:4001", 1, 2).len(), 1, "another port has its own");
+    assert_eq!(w.beacon.counters.relay_limited, 5_000);
+    assert_eq!(w.relay("203.0.113.2:4001", 1, 2).len(), 1, "another port has its own: a NAT gave it");
+    // Nobody has said that node 9 is there.
+    assert_eq!((0..25_000).filter(|_| !w.relay("198.51.100.9:1", 9, 2).is_empty()).count(), 400);
+    // Nor from there that it is node 1, in whatever number of networks.
+    let forged =
+        (0..2_000u32).filter(|i| !w.relay(&format!("10.0.{}.1:9", i % 250), 1, 2).is_empty()).count();
+    assert_eq!(forged, 0, "the destination has had enough of them");
+    assert_eq!(w.relay(A.replace("4000", "4002").as_str(), 1, 2).len(), 1);
 }
 
 #[test]
@@ -180,8 +215,14 @@ fn a_node_moves_a_few_times_at_once_and_then_seldom() {
 #[test]
 fn new_ids_and_answers_are_limited_per_source() {
     let mut w = world(Settings::default());
+    let known = Known { key: [0; 32], ip: None };
+    w.directory.nodes = (1..2000).map(|id| (id, known)).collect();
     let answered = (1..2000).filter(|id| !w.discover(A, *id).is_empty()).count();
     assert_eq!((answered, w.beacon.counters.nodes), (1000, 500));
+    // Ids the registry does not know have less room.
+    let mut unknown = world(Settings::default());
+    let answered = (1..2000).filter(|id| !unknown.discover(A, *id).is_empty()).count();
+    assert_eq!((answered, unknown.beacon.counters.nodes), (1000, 64));
     let mut local = world(Settings { exempt_loopback: true, ..Settings::default() });
     assert_eq!((1..2000).filter(|id| !local.discover("127.0.0.1:1", *id).is_empty()).count(), 1999);
     assert_eq!(local.beacon.counters.nodes, 1999);

@@ -359,6 +359,23 @@ impl Registry {
         SocketAddr::new(ip, bound.port()).to_string()
     }
 
+    /// Highest node id given out.
+    pub fn last_node(&self) -> NodeId {
+        self.last_node
+    }
+
+    /// The store's name.
+    pub fn registry_id(&self) -> &str {
+        &self.registry_id
+    }
+
+    /// What the beacon needs to know of a node in the directory.
+    pub fn known(&self, id: NodeId) -> Option<crate::beacon::Known> {
+        let record = &self.live(id).ok()?.record;
+        let ip = record.endpoint.parse::<SocketAddr>().ok().map(|at| at.ip().to_canonical());
+        Some(crate::beacon::Known { key: record.key, ip })
+    }
+
     /// Online nodes, known identities, trust pairs, networks.
     pub fn sizes(&self) -> (usize, usize, usize, usize) {
         (self.live, self.nodes.len(), self.trust_pairs, self.networks.len())

@@ -128,7 +128,7 @@ impl Registry {
             "public_key": key_text,
             "observed_addr": observed,
             "protocol_version": 1,
-            "features": ["push", "handshake_ack", "instance", "hidden", "recovery_key"],
+            "features": ["push", "handshake_ack", "instance", "hidden", "recovery_key", "signed_discover"],
             "registry_id": self.registry_id,
             "time": now.unix(),
             "beacon_port": self.settings.beacon.port(),
