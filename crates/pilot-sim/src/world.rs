@@ -454,7 +454,11 @@ impl World {
                 self.report.tunnels_direct += u64::from(!relay);
                 self.report.rekeyed += u64::from(rekeyed);
             }
-            Event::PeerKeyProven { .. } | Event::Notified | Event::Publish(..) | Event::Pong { .. } => {}
+            Event::PeerKeyProven { .. }
+            | Event::OtherKeyProven { .. }
+            | Event::Notified
+            | Event::Publish(..)
+            | Event::Pong { .. } => {}
         }
         Ok(())
     }

@@ -39,10 +39,14 @@ drops! {
     encryption_off,
     /// A plaintext packet while encryption is on.
     plaintext_refused,
-    /// Over five key exchange frames per second from one IP address.
+    /// Over five key exchange frames per second from one IP address, or 64 from one network.
     rate_limited_direct,
     /// Over five key exchange frames per second from one relayed sender.
     rate_limited_relay,
+    /// A key exchange beyond what is taken from all strangers together.
+    strangers_limited,
+    /// A key exchange that would need a key look-up beyond what is spent on all strangers together.
+    lookups_limited,
     /// A key exchange of an untrusted node under strict data-plane trust.
     untrusted_exchange,
     /// The registry knows no key for the sender, or could not be asked.

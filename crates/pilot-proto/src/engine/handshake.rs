@@ -1,5 +1,6 @@
 //! Key exchange: PILA and PILK in and out, sessions installed, peers' keys looked up (spec 02 sections 6, 7, 11).
 
+use super::admit::RECHECK_EVERY;
 use super::peer::{CONFIRM, Peer, Previous, ROUTE_FRESH, ROUTE_PATIENCE, RouteState};
 use super::{Engine, Event, MAX_DISPUTED, MAX_KEYS, MAX_PEERS, Origin};
 use crate::NodeId;
@@ -24,8 +25,8 @@ const MAX_HELD_LEN: usize = 2048;
 pub(super) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 /// A failed lookup is remembered for this long.
 const FAILED_LOOKUP: Duration = Duration::from_secs(3);
-/// A key that contradicts the cached one is looked up again at most this often per node.
-const RECHECK_EVERY: Duration = Duration::from_secs(3);
+/// Of those, what is left for peers we want to reach.
+const RESERVED_LOOKUPS: usize = 64;
 /// Direct addresses that get the first key exchange.
 const MAX_FIRST_CONTACT: usize = 3;
 
@@ -43,35 +44,39 @@ impl Engine {
         if self.lookups.contains_key(&node) && ask {
             return self.hold(node, origin, &frame::pila(node, pila.x25519, pila.ed25519, pila.signature));
         }
-        match self.keys.get(&node) {
-            Some(key) if key == pila.ed25519 => {}
+        let perhaps_rotated = match self.keys.get(&node) {
+            Some(known) if known == pila.ed25519 => false,
+            // The known one stays valid until the registry has spoken.
+            Some(_) if ask && self.limits.rechecks.once(node, now, RECHECK_EVERY) => true,
             Some(_) => {
-                // Perhaps the peer rotated its key. The cached one stays valid until the registry has spoken.
-                if ask && self.limits.rechecks.once(node, now, RECHECK_EVERY) {
-                    self.look_up(now, node);
-                    return self.hold(
-                        node,
-                        origin,
-                        &frame::pila(node, pila.x25519, pila.ed25519, pila.signature),
-                    );
-                }
                 self.drops.key_mismatch += 1;
                 return self.other_key(now, pila);
             }
-            None if ask && !self.limits.failed_lookups.active(node, now) => {
-                self.look_up(now, node);
-                return self.hold(
-                    node,
-                    origin,
-                    &frame::pila(node, pila.x25519, pila.ed25519, pila.signature),
-                );
-            }
+            None if ask && !self.limits.failed_lookups.active(node, now) => true,
             None => return self.drops.key_unknown += 1,
+        };
+        if perhaps_rotated {
+            if !self.may_look_up(now, node, origin) {
+                return self.drops.lookups_limited += 1;
+            }
+            self.look_up(now, node, MAX_LOOKUPS - RESERVED_LOOKUPS);
+            let frame = frame::pila(node, pila.x25519, pila.ed25519, pila.signature);
+            return self.hold(node, origin, &frame);
         }
-        if !crypto::verify(pila.ed25519, &frame::pila_signed(node, pila.x25519), pila.signature) {
+        let seen = (*pila.ed25519, *pila.x25519, *pila.signature);
+        let repeated = match self.peers.get(&node) {
+            Some(peer) if peer.abandoned.contains(pila.x25519) => return self.drops.abandoned_key += 1,
+            Some(peer) => peer.verified == Some(seen),
+            None => false,
+        };
+        let signed = || frame::pila_signed(node, pila.x25519);
+        if !repeated && !crypto::verify(pila.ed25519, &signed(), pila.signature) {
             return self.drops.bad_signature += 1;
         }
         self.accept_exchange(now, node, pila.x25519, Some(pila.ed25519), origin);
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.verified = Some(seen);
+        }
     }
 
     /// Reports that a key exists which the registry names for a node bound to another, once in a while.
@@ -106,7 +111,10 @@ impl Engine {
             return self.answer_key_request(now, node, origin);
         }
         if ask && !self.limits.failed_lookups.active(node, now) {
-            self.look_up(now, node);
+            if !self.may_look_up(now, node, origin) {
+                return self.drops.lookups_limited += 1;
+            }
+            self.look_up(now, node, MAX_LOOKUPS - RESERVED_LOOKUPS);
             return self.hold(node, origin, &frame::pilk(node, pilk.x25519));
         }
         let authenticated =
@@ -117,16 +125,11 @@ impl Engine {
         self.accept_exchange(now, node, pilk.x25519, None, origin);
     }
 
-    /// A registered peer lost its half of the session: it gets our PILA until it answers.
+    /// A registered peer lost its half of the session: it gets our PILA. A peer we want to reach gets it until it answers;
+    /// for others nothing is remembered, because nothing proves that the question was genuine.
     fn answer_key_request(&mut self, now: Instant, node: NodeId, origin: Origin) {
-        let known = self.peers.contains_key(&node);
-        // Room for peers that prove themselves is not given to peers that merely ask.
-        if known || self.peers.len() < MAX_PEERS / 2 {
-            self.enter(now, node);
-        }
-        if let Some(peer) = self.peers.get_mut(&node) {
+        if let Some(peer) = self.peers.get_mut(&node).filter(|peer| peer.session.is_none()) {
             if let Origin::Direct(from) = origin
-                && peer.session.is_none()
                 && !self.config.relay_only
             {
                 peer.path.learn(from);
@@ -349,12 +352,13 @@ impl Engine {
     pub(super) fn want_key(&mut self, now: Instant, node: NodeId) {
         let failed = self.limits.failed_lookups.active(node, now);
         if self.config.encrypt && !failed && !self.keys.contains_key(&node) {
-            self.look_up(now, node);
+            self.look_up(now, node, MAX_LOOKUPS);
         }
     }
 
-    fn look_up(&mut self, now: Instant, node: NodeId) {
-        if self.lookups.contains_key(&node) || self.lookups.len() >= MAX_LOOKUPS {
+    /// Asks the driver for a node's key, if fewer than `most` are asked for.
+    fn look_up(&mut self, now: Instant, node: NodeId, most: usize) {
+        if self.lookups.contains_key(&node) || self.lookups.len() >= most {
             return;
         }
         self.lookups.insert(node, Lookup { asked: now, held: VecDeque::new() });

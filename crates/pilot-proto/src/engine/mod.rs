@@ -3,6 +3,7 @@
 //! The driver's loop: feed datagrams and deadlines in, then call [`Engine::poll_output`] until it returns
 //! [`Output::Timeout`].
 
+mod admit;
 mod deliver;
 mod discovery;
 mod drops;
@@ -22,8 +23,9 @@ use crate::NodeId;
 use crate::crypto::{Identity, TunnelSecret, hkdf_pair};
 use crate::path::Choice;
 use crate::stream::{self, CloseReason, ConnId, ConnStatus, DialError, Ingress, StreamEvent, Streams};
-use crate::tunnel::limits::{Bucket, Marks, RateTable};
+use crate::tunnel::limits::Bucket;
 use crate::wire::addr::Addr;
+use admit::Limits;
 use bytes::Bytes;
 use discovery::Beacon;
 use gate::Gate;
@@ -34,7 +36,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 use send::{Carry, Ready};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use zeroize::Zeroize as _;
@@ -265,23 +267,6 @@ enum Origin {
     Relay(NodeId),
 }
 
-#[derive(Debug, Default)]
-struct Limits {
-    /// Key exchanges per IP address.
-    direct: RateTable<IpAddr>,
-    /// Key exchanges per relayed sender.
-    relayed: RateTable<NodeId>,
-    /// Answers to frames nobody vouches for, per IP address.
-    unreadable_direct: RateTable<IpAddr>,
-    /// The same per relayed sender.
-    unreadable_relayed: RateTable<NodeId>,
-    /// Exchanges sent because of unreadable frames, per node.
-    unreadable: Marks<NodeId>,
-    failed_lookups: Marks<NodeId>,
-    rechecks: Marks<NodeId>,
-    disputes: Marks<NodeId>,
-}
-
 /// A node's protocol state.
 #[derive(Debug)]
 pub struct Engine {
@@ -339,6 +324,7 @@ impl Engine {
         let mut seed = [0; 32];
         rng.fill_bytes(&mut seed);
         let streams = Streams::new(stream_config(&config), seed);
+        let limits = Limits::new(rng.next_u64());
         let gate = Gate { public: config.public, strict: config.strict_dataplane_trust, ..Gate::default() };
         Engine {
             config,
@@ -355,7 +341,7 @@ impl Engine {
             disputed: BTreeMap::new(),
             lookups: BTreeMap::new(),
             gate,
-            limits: Limits::default(),
+            limits,
             beacon: Beacon::default(),
             punches: BTreeMap::new(),
             punch_bucket: None,

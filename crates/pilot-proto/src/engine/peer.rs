@@ -1,5 +1,6 @@
 //! What the engine knows about one peer.
 
+use super::admit::Ways;
 use super::half::Half;
 use super::recovery::Recovery;
 use crate::path::Path;
@@ -70,6 +71,13 @@ pub(super) struct Peer {
     pub(super) salvage: Salvage,
     /// It sent a frame we could not read: ask for its key at the first send.
     pub(super) unreadable: bool,
+    /// Budgets of its key exchanges, from its addresses and through the relay.
+    pub(super) exchanges: Ways,
+    /// Identity key, tunnel key and signature of the last key exchange that verified: a repetition need not be verified
+    /// again.
+    pub(super) verified: Option<([u8; 32], [u8; 32], [u8; 64])>,
+    /// Last exchange sent because its frames could not be read.
+    pub(super) asked: Option<Instant>,
     /// Last answer to an exchange with an unchanged key.
     pub(super) answered: Option<Instant>,
     /// Tunnel keys it has replaced, oldest first.
@@ -103,6 +111,9 @@ impl Peer {
             pending: Queue::default(),
             salvage: Salvage::default(),
             unreadable: false,
+            exchanges: Ways::default(),
+            verified: None,
+            asked: None,
             answered: None,
             abandoned: VecDeque::new(),
             route: RouteState::Unknown,

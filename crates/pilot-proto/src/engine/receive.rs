@@ -4,7 +4,7 @@ use super::{Engine, Event, Origin};
 use crate::NodeId;
 use crate::tunnel::exchange::UNREADABLE_EVERY;
 use crate::tunnel::limits::Bucket;
-use crate::tunnel::session::{Fault, OpenError};
+use crate::tunnel::session::{Fault, OpenError, Remedy};
 use crate::wire::beacon::{Message, NOTIFY_HANDSHAKE};
 use crate::wire::frame::{Frame, FrameError, PILP, PILS_HEADER_LEN, Pils};
 use crate::wire::packet::{Packet, port, protocol};
@@ -88,7 +88,9 @@ impl Engine {
         match frame {
             Frame::Beacon(_) => self.drops.bad_beacon_message += 1,
             Frame::Pila(pila) => {
-                if self.admit_exchange(now, pila.node, origin) {
+                if self.contradicts(now, &pila) {
+                    self.drops.key_mismatch += 1;
+                } else if self.admit_exchange(now, pila.node, origin) {
                     self.receive_pila(now, &pila, origin, true);
                 }
             }
@@ -114,38 +116,10 @@ impl Engine {
     fn receive_punch(&mut self, now: Instant, origin: Origin) {
         let Origin::Direct(from) = origin else { return };
         let waiting = self.exchanging > 0 && !self.config.relay_only;
-        if waiting && self.limits.unreadable_direct.allow(from.ip(), now) {
+        if waiting && self.limits.answer(Origin::Direct(from), now) {
             let pila = self.half.pila.to_vec();
             self.send_control(from, pila);
         }
-    }
-
-    /// The cheap checks of spec 02 section 6, steps 1 to 3.
-    fn admit_exchange(&mut self, now: Instant, node: NodeId, origin: Origin) -> bool {
-        if !self.config.encrypt {
-            self.drops.encryption_off += 1;
-            return false;
-        }
-        if node == self.node {
-            self.drops.own_id += 1;
-            return false;
-        }
-        let allowed = match origin {
-            Origin::Direct(from) => self.limits.direct.allow(from.ip(), now),
-            Origin::Relay(sender) => self.limits.relayed.allow(sender, now),
-        };
-        if !allowed {
-            match origin {
-                Origin::Direct(_) => self.drops.rate_limited_direct += 1,
-                Origin::Relay(_) => self.drops.rate_limited_relay += 1,
-            }
-            return false;
-        }
-        if self.gate.shuts_out(now, node) {
-            self.drops.untrusted_exchange += 1;
-            return false;
-        }
-        true
     }
 
     /// Opens an encrypted packet in place and delivers it. `datagram` is the whole frame.
@@ -266,16 +240,17 @@ impl Engine {
             Fault::OldEpoch => self.drops.old_epoch += 1,
             Fault::TooManyEpochs => self.drops.too_many_epochs += 1,
         }
-        if !error.fatal {
-            if error.fault == Fault::Decrypt && !old {
-                self.suspect(now, node);
-            }
-            return;
+        match error.remedy {
+            Remedy::None => {}
+            Remedy::Ask => self.suspect(now, node),
+            // A replaced session ends when its replacement is confirmed.
+            Remedy::Renew if old => {}
+            Remedy::Renew => self.renew_session(now, node, origin),
         }
-        if old {
-            // It ends when its replacement is confirmed.
-            return;
-        }
+    }
+
+    /// The session can take no further frames. Only frames that its key opened lead here.
+    fn renew_session(&mut self, now: Instant, node: NodeId, origin: Origin) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let before = peer.previous.take().map(|previous| previous.session);
         let lost = before.is_none();
@@ -290,11 +265,7 @@ impl Engine {
     /// An encrypted packet came for which no key is there.
     fn unreadable(&mut self, now: Instant, node: NodeId, origin: Origin) {
         self.drops.no_session += 1;
-        let allowed = match origin {
-            Origin::Direct(from) => self.limits.unreadable_direct.allow(from.ip(), now),
-            Origin::Relay(sender) => self.limits.unreadable_relayed.allow(sender, now),
-        };
-        if allowed && !self.gate.shuts_out(now, node) {
+        if !self.gate.shuts_out(now, node) {
             self.ask_for_key(now, node, origin);
         }
     }
@@ -302,25 +273,35 @@ impl Engine {
     /// Sends a key exchange because the peer's frames cannot be read (spec 02 section 11). For an unknown peer
     /// nothing is remembered: its frame is not authenticated, and if it goes on sending it will be asked again.
     fn ask_for_key(&mut self, now: Instant, node: NodeId, origin: Origin) {
-        if !self.limits.unreadable.once(node, now, UNREADABLE_EVERY) {
+        let Some(peer) = self.peers.get_mut(&node) else {
+            if self.limits.unreadable.once(node, now, UNREADABLE_EVERY) {
+                self.ask_where(now, node, origin);
+            }
+            return;
+        };
+        if peer.asked.is_some_and(|at| now.saturating_duration_since(at) < UNREADABLE_EVERY) {
             return;
         }
-        let mut told = false;
-        if let Some(peer) = self.peers.get_mut(&node) {
-            peer.unreadable = true;
-            let known = match origin {
-                Origin::Direct(from) => peer.path.addresses().any(|addr| addr == from),
-                Origin::Relay(_) => true,
-            };
-            told = known && peer.exchange.is_none() && !peer.in_cooldown(now);
-            self.start_exchange(now, node);
+        peer.asked = Some(now);
+        peer.unreadable = true;
+        let known = match origin {
+            Origin::Direct(from) => peer.path.addresses().any(|addr| addr == from),
+            Origin::Relay(_) => true,
+        };
+        let told = known && peer.exchange.is_none() && !peer.in_cooldown(now);
+        self.start_exchange(now, node);
+        if !told {
+            self.ask_where(now, node, origin);
         }
-        if told {
-            return;
-        }
-        let half = self.half(node);
-        for frame in [half.pila.to_vec(), half.pilk.to_vec()] {
-            self.answer(origin, node, frame);
+    }
+
+    /// Sends our key and a key request back the way an unreadable frame came.
+    fn ask_where(&mut self, now: Instant, node: NodeId, origin: Origin) {
+        if self.limits.answer(origin, now) {
+            let half = self.half(node);
+            for frame in [half.pila.to_vec(), half.pilk.to_vec()] {
+                self.answer(origin, node, frame);
+            }
         }
     }
 

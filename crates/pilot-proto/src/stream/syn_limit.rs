@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 const SOURCE_BURST: u32 = 64;
 /// SYNs one source may send per second after that.
 const SOURCE_RATE: u32 = 10;
-/// Sources tracked; SYNs of further ones are dropped.
+/// Sources tracked; for a further one another is forgotten.
 const MAX_SOURCES: usize = 4096;
 /// A source is forgotten when its bucket was not refilled for this long.
 const FORGET: Duration = Duration::from_secs(10);
@@ -55,13 +55,15 @@ impl SynLimit {
     /// Whether a SYN of this source may be answered.
     pub(super) fn admit(&mut self, now: Instant, source: NodeId) -> bool {
         if self.sources.len() >= MAX_SOURCES && !self.sources.contains_key(&source) {
-            if self.swept.is_some_and(|at| now.saturating_duration_since(at) < Duration::from_secs(1)) {
-                return false;
+            if self.swept.is_none_or(|at| now.saturating_duration_since(at) >= Duration::from_secs(1)) {
+                self.swept = Some(now);
+                self.sources.retain(|_, b| now.saturating_duration_since(b.refilled) < FORGET);
             }
-            self.swept = Some(now);
-            self.sources.retain(|_, b| now.saturating_duration_since(b.refilled) < FORGET);
-            if self.sources.len() >= MAX_SOURCES {
-                return false;
+            // Any one gives way: it gets a fresh bucket when it comes again, and the bucket of all bounds the sum.
+            if self.sources.len() >= MAX_SOURCES
+                && let Some(any) = self.sources.keys().next().copied()
+            {
+                self.sources.remove(&any);
             }
         }
         let bucket = self.sources.entry(source).or_insert(Bucket { tokens: SOURCE_BURST, refilled: now });
@@ -101,14 +103,15 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_sources_is_bounded_and_forgets() {
+    fn the_table_of_sources_is_bounded_and_shuts_no_newcomer_out() {
         let now = Instant::now();
         let mut limit = SynLimit::new(0);
         for source in 0..MAX_SOURCES as u32 {
             assert!(limit.admit(now, source));
         }
-        assert!(!limit.admit(now, 1_000_000));
-        assert!(limit.admit(now + FORGET, 1_000_000));
-        assert!(limit.sources.len() <= MAX_SOURCES);
+        assert!(limit.admit(now, 1_000_000));
+        assert_eq!(limit.sources.len(), MAX_SOURCES);
+        assert!(limit.admit(now + FORGET, 2_000_000));
+        assert_eq!(limit.sources.len(), 1, "idle sources are forgotten");
     }
 }

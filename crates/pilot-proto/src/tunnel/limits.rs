@@ -1,14 +1,16 @@
 //! Rate limits and bounded tables with expiry.
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher as _};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// Entries of any table here (spec 02 section 17).
+/// Marks kept of one kind (spec 02 section 17).
 pub const TRACKED: usize = 4096;
 /// Key exchange frames accepted per source: burst and refill per second.
 pub const EXCHANGE_RATE: u32 = 5;
-/// A source idle for this long may be forgotten when its table is full.
-const IDLE: Duration = Duration::from_secs(10);
+/// Frames of strangers taken per second from one network ([`prefix`]).
+pub const PREFIX_RATE: u32 = 64;
 /// A full table is searched for stale entries at most this often, so that a flood cannot buy a scan per packet.
 const SWEEP: Duration = Duration::from_millis(500);
 
@@ -40,35 +42,98 @@ impl Bucket {
     }
 }
 
-/// A bucket of [`EXCHANGE_RATE`] per source, for at most [`TRACKED`] sources; further sources are refused.
-#[derive(Debug)]
-pub struct RateTable<K> {
-    buckets: BTreeMap<K, Bucket>,
-    swept: Option<Instant>,
-}
+/// A bucket that is made when it is first needed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Budget(Option<Bucket>);
 
-impl<K> Default for RateTable<K> {
-    fn default() -> Self {
-        RateTable { buckets: BTreeMap::new(), swept: None }
+impl Budget {
+    /// Takes a token, if there is one; see [`Bucket::take`].
+    pub fn take(&mut self, rate: u32, now: Instant) -> bool {
+        self.0.get_or_insert_with(|| Bucket::new(rate, now)).take(rate, now)
     }
 }
 
-impl<K: Ord + Copy> RateTable<K> {
-    /// Whether one more frame of this source may be processed.
-    pub fn allow(&mut self, source: K, now: Instant) -> bool {
-        if let Some(bucket) = self.buckets.get_mut(&source) {
-            return bucket.take(EXCHANGE_RATE, now);
+/// Slots of [`Sources`] and [`Recent`].
+pub const SLOTS: usize = 8192;
+
+/// Rate limits of sources that nothing vouches for. The table has a fixed number of slots and a source falls into one by
+/// a keyed hash, so that no flood can fill it: beyond the slots, sources share, and who is not flooded together with an
+/// attacker finds its bucket full. A look-up costs the same whatever came before.
+#[derive(Debug)]
+pub struct Sources {
+    seed: u64,
+    /// Empty until the first source comes.
+    buckets: Vec<Budget>,
+}
+
+/// The slot of a key.
+fn slot(seed: u64, key: impl Hash) -> usize {
+    let mut hasher = std::hash::DefaultHasher::new();
+    seed.hash(&mut hasher);
+    key.hash(&mut hasher);
+    // Less than SLOTS.
+    (hasher.finish() % SLOTS as u64) as usize
+}
+
+impl Sources {
+    /// `seed` must be secret: who knows it can aim at the slot of another.
+    pub fn new(seed: u64) -> Sources {
+        Sources { seed, buckets: Vec::new() }
+    }
+
+    /// Whether one more frame of this source may be processed: `rate` at once and per second. What is counted apart must
+    /// have keys that differ.
+    pub fn allow(&mut self, source: impl Hash, rate: u32, now: Instant) -> bool {
+        if self.buckets.is_empty() {
+            self.buckets.resize(SLOTS, Budget::default());
         }
-        if self.buckets.len() >= TRACKED && due(&mut self.swept, now) {
-            self.buckets.retain(|_, b| now.saturating_duration_since(b.refilled) < IDLE);
+        let at = slot(self.seed, source);
+        self.buckets.get_mut(at).is_some_and(|bucket| bucket.take(rate, now))
+    }
+}
+
+/// The network of an address that one owner usually has: /24 or /56.
+pub fn prefix(ip: IpAddr) -> u64 {
+    match ip {
+        IpAddr::V4(ip) => u64::from(u32::from(ip) >> 8),
+        // Bit 63 tells it from a version 4 prefix.
+        IpAddr::V6(ip) => ((u128::from(ip) >> 72) as u64) | 1 << 63,
+    }
+}
+
+/// What was done for a key a short while ago. When two keys fall into one slot the newer one is remembered, so that no
+/// flood can fill it; then something may be done too often, which a [`Budget`] must bound.
+#[derive(Debug)]
+pub struct Recent<K> {
+    seed: u64,
+    /// Empty until the first key comes.
+    slots: Vec<Option<(K, Instant)>>,
+}
+
+impl<K: Hash + Eq + Copy> Recent<K> {
+    /// `seed` must be secret.
+    pub fn new(seed: u64) -> Recent<K> {
+        Recent { seed, slots: Vec::new() }
+    }
+
+    /// Once per `every` and key: true and remembered, or false if too early.
+    pub fn once(&mut self, key: K, now: Instant, every: Duration) -> bool {
+        if self.slots.is_empty() {
+            self.slots.resize(SLOTS, None);
         }
-        if self.buckets.len() >= TRACKED {
+        if self.active(key, now, every) {
             return false;
         }
-        let mut bucket = Bucket::new(EXCHANGE_RATE, now);
-        let allowed = bucket.take(EXCHANGE_RATE, now);
-        self.buckets.insert(source, bucket);
-        allowed
+        if let Some(slot) = self.slots.get_mut(slot(self.seed, key)) {
+            *slot = Some((key, now));
+        }
+        true
+    }
+
+    /// It was done less than `every` ago.
+    pub fn active(&self, key: K, now: Instant, every: Duration) -> bool {
+        let slot = self.slots.get(slot(self.seed, key)).copied().flatten();
+        slot.is_some_and(|(of, at)| of == key && now.saturating_duration_since(at) < every)
     }
 }
 
@@ -131,24 +196,54 @@ mod tests {
     #[test]
     fn a_bucket_gives_five_at_once_and_one_more_every_200_ms() {
         let t = Instant::now();
-        let mut table = RateTable::default();
-        assert_eq!((0..20).filter(|_| table.allow(1u32, t)).count(), 5);
-        assert!(!table.allow(1, t + Duration::from_millis(199)));
-        assert!(table.allow(1, t + Duration::from_millis(200)));
-        assert!(!table.allow(1, t + Duration::from_millis(399)));
-        assert!(table.allow(1, t + Duration::from_millis(400)));
-        assert_eq!((0..20).filter(|_| table.allow(1, t + Duration::from_secs(60))).count(), 5);
+        let mut table = Sources::new(1);
+        let mut allow = |at| table.allow(1u32, EXCHANGE_RATE, at);
+        assert_eq!((0..20).filter(|_| allow(t)).count(), 5);
+        assert!(!allow(t + Duration::from_millis(199)));
+        assert!(allow(t + Duration::from_millis(200)));
+        assert!(!allow(t + Duration::from_millis(399)));
+        assert!(allow(t + Duration::from_millis(400)));
+        assert_eq!((0..20).filter(|_| allow(t + Duration::from_secs(60))).count(), 5);
     }
 
     #[test]
-    fn the_4097th_source_is_refused_until_others_are_idle() {
+    fn a_flood_of_sources_takes_no_more_room_and_leaves_most_newcomers_theirs() {
         let t = Instant::now();
-        let mut table = RateTable::default();
-        for source in 0..TRACKED {
-            assert!(table.allow(source, t));
+        let mut table = Sources::new(7);
+        // As many attackers as there are slots, each sending all it can.
+        for source in 0..SLOTS as u32 {
+            for _ in 0..20 {
+                table.allow(("flood", source), EXCHANGE_RATE, t);
+            }
         }
-        assert!(!table.allow(TRACKED, t + Duration::from_secs(9)));
-        assert!(table.allow(TRACKED, t + Duration::from_secs(10)));
+        assert_eq!(table.buckets.len(), SLOTS);
+        let served = (0..1000).filter(|n| table.allow(("new", *n), EXCHANGE_RATE, t)).count();
+        // 1/e of the slots are empty when as many balls as slots were thrown.
+        assert!((300..450).contains(&served), "{served}");
+        let later = t + Duration::from_secs(1);
+        assert_eq!((0..1000).filter(|n| table.allow(("later", *n), 64, later)).count(), 1000);
+    }
+
+    #[test]
+    fn networks_are_24_and_56_bits_wide() {
+        let of = |text: &str| prefix(text.parse().unwrap());
+        assert_eq!(of("192.0.2.1"), of("192.0.2.255"));
+        assert_ne!(of("192.0.2.1"), of("192.0.3.1"));
+        assert_eq!(of("2001:db8:0:12ff::1"), of("2001:db8:0:1234:5::2"));
+        assert_ne!(of("2001:db8:0:1200::1"), of("2001:db8:0:1300::1"));
+        assert_ne!(of("::1"), of("0.0.0.0"));
+    }
+
+    #[test]
+    fn recent_keys_are_refused_and_a_flood_of_others_does_not_refuse_new_ones() {
+        let t = Instant::now();
+        let every = Duration::from_secs(3);
+        let mut recent = Recent::new(3);
+        assert!(recent.once(1u32, t, every));
+        assert!(!recent.once(1, t + Duration::from_millis(2_999), every));
+        assert!(recent.once(1, t + every, every));
+        assert_eq!((100..50_000u32).filter(|key| recent.once(*key, t + every, every)).count(), 49_900);
+        assert_eq!(recent.slots.len(), SLOTS);
     }
 
     #[test]

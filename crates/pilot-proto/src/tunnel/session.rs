@@ -6,14 +6,10 @@ use crate::crypto::SessionKey;
 use crate::wire::frame::{PILS_HEADER_LEN, Pils};
 use std::time::{Duration, Instant};
 
-/// Consecutive faults of one kind that end a session.
+/// Frames in a row that do not open, in a session younger than [`SETTLED`], after which the peer is asked for its key.
 pub const MAX_FAULTS: u32 = 5;
-/// Age below which decrypt failures do not end a session.
-const DECRYPT_GRACE: Duration = Duration::from_secs(3);
-/// Age below which replays and frames outside the window do not end a session.
-const REPLAY_GRACE: Duration = Duration::from_secs(1);
-/// Age from which a single replay or frame outside the window ends a session.
-const REPLAY_FAST_AGE: Duration = Duration::from_secs(60);
+/// From this age on the first one is enough: what was in flight when the session was made has arrived.
+pub const SETTLED: Duration = Duration::from_secs(1);
 
 /// Why a PILS frame did not open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,13 +26,25 @@ pub enum Fault {
     TooManyEpochs,
 }
 
+/// What is to be done about a fault. A reference ends the session after a few (spec 02 section 10), which lets anybody who
+/// forges five frames, or repeats one, end it. Nothing forged or repeated has a consequence here that costs the session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// Nothing: the frame is dropped. A replayed frame was sealed by the peer, so it holds the key.
+    None,
+    /// Ask the peer for its key: perhaps it has another one. The session stays.
+    Ask,
+    /// Agree anew: the session can take no further frames.
+    Renew,
+}
+
 /// A fault and its consequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenError {
     /// What was wrong with the frame.
     pub fault: Fault,
-    /// The session must be dropped and agreed anew.
-    pub fatal: bool,
+    /// Its consequence.
+    pub remedy: Remedy,
 }
 
 /// A session with one peer.
@@ -54,10 +62,7 @@ pub struct Session {
     prefix: [u8; 4],
     counter: u64,
     epochs: Epochs,
-    epoch_start: Instant,
     decrypt_faults: u32,
-    outside_faults: u32,
-    replay_faults: u32,
 }
 
 impl Session {
@@ -78,10 +83,7 @@ impl Session {
             prefix,
             counter: 0,
             epochs: Epochs::default(),
-            epoch_start: now,
             decrypt_faults: 0,
-            outside_faults: 0,
-            replay_faults: 0,
         }
     }
 
@@ -108,36 +110,28 @@ impl Session {
     ) -> Result<(&'a mut [u8], Accepted), OpenError> {
         let aad = header.node.to_be_bytes();
         let Some(plain) = self.key.open(header.nonce(), &aad, text) else {
-            self.decrypt_faults += 1;
-            let old_enough = now.saturating_duration_since(self.installed) >= DECRYPT_GRACE;
-            let fatal = self.decrypt_faults >= MAX_FAULTS && old_enough;
-            return Err(OpenError { fault: Fault::Decrypt, fatal });
+            self.decrypt_faults = self.decrypt_faults.saturating_add(1);
+            let settled = now.saturating_duration_since(self.installed) >= SETTLED;
+            let remedy =
+                if settled || self.decrypt_faults >= MAX_FAULTS { Remedy::Ask } else { Remedy::None };
+            return Err(OpenError { fault: Fault::Decrypt, remedy });
         };
         match self.epochs.check(header.prefix, header.counter) {
             Ok(accepted) => {
-                (self.decrypt_faults, self.outside_faults, self.replay_faults) = (0, 0, 0);
+                self.decrypt_faults = 0;
                 self.decrypted = Some(now);
-                if accepted.opened {
-                    self.epoch_start = now;
-                }
                 Ok((plain, accepted))
             }
             Err(refused) => {
-                let age = now.saturating_duration_since(self.epoch_start);
-                let (fault, fatal) = match refused {
-                    Refused::Replay => (Fault::Replay, Self::too_many(&mut self.replay_faults, age)),
-                    Refused::Outside => (Fault::Outside, Self::too_many(&mut self.outside_faults, age)),
-                    Refused::OldEpoch => (Fault::OldEpoch, false),
-                    Refused::TooManyEpochs => (Fault::TooManyEpochs, true),
+                let (fault, remedy) = match refused {
+                    Refused::Replay => (Fault::Replay, Remedy::None),
+                    Refused::Outside => (Fault::Outside, Remedy::None),
+                    Refused::OldEpoch => (Fault::OldEpoch, Remedy::None),
+                    Refused::TooManyEpochs => (Fault::TooManyEpochs, Remedy::Renew),
                 };
-                Err(OpenError { fault, fatal })
+                Err(OpenError { fault, remedy })
             }
         }
-    }
-
-    fn too_many(faults: &mut u32, age: Duration) -> bool {
-        *faults += 1;
-        age >= REPLAY_FAST_AGE || (*faults >= MAX_FAULTS && age >= REPLAY_GRACE)
     }
 
     /// Frames under this prefix belong to this session.
