@@ -51,6 +51,11 @@ impl Engine {
             self.drops.untrusted_datagram += 1;
             return self.knock(now, node, dst_port, true);
         }
+        if let Some(peer) = self.peers.get_mut(&node)
+            && !peer.taken.take(now, (src_port, dst_port, crc32fast::hash(packet.payload)))
+        {
+            return self.drops.repeated_datagram += 1;
+        }
         self.note_app(now, node);
         self.emit_datagram(src, src_port, dst_port, packet.payload);
     }

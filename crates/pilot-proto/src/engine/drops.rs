@@ -87,6 +87,8 @@ drops! {
     unknown_protocol,
     /// A control packet to a port other than 0.
     control_port,
+    /// A datagram of a session that ended, repeated in the next one.
+    repeated_datagram,
     /// A datagram without payload.
     empty_datagram,
     /// A datagram to a private node from an untrusted source.

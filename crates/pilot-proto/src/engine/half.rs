@@ -8,6 +8,7 @@
 use super::Engine;
 use crate::NodeId;
 use crate::crypto::{Identity, SessionKey, TunnelSecret};
+use crate::tunnel::pending::Taken;
 use crate::wire::frame::{self, PILA_LEN, PILK_LEN};
 use rand_core::Rng as _;
 use std::sync::Arc;
@@ -57,9 +58,12 @@ impl Engine {
         Arc::new(Half::new(Arc::new(secret), &self.identity, self.node))
     }
 
-    /// The half for a node that enters the peer table.
-    pub(super) fn half_for_new_peer(&mut self, node: NodeId) -> Arc<Half> {
-        if self.ended.remove(&node) { self.fresh_half() } else { self.half.clone() }
+    /// The half for a node that enters the peer table, and what was taken from it before.
+    pub(super) fn half_for_new_peer(&mut self, node: NodeId) -> (Arc<Half>, Taken) {
+        match self.ended.remove(&node) {
+            Some(taken) => (self.fresh_half(), taken),
+            None => (self.half.clone(), Taken::default()),
+        }
     }
 
     /// The session with a peer of the table has ended on our side.
@@ -71,12 +75,12 @@ impl Engine {
     }
 
     /// A peer with which there was a session has left the table.
-    pub(super) fn retire_half(&mut self, node: NodeId) {
+    pub(super) fn retire_half(&mut self, node: NodeId, taken: Taken) {
         if self.ended.len() >= MAX_ENDED {
             self.ended.clear();
             self.half = self.fresh_half();
         } else {
-            self.ended.insert(node);
+            self.ended.insert(node, taken);
         }
     }
 

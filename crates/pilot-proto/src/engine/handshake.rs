@@ -192,6 +192,7 @@ impl Engine {
         };
         let mut prefix = [0; 4];
         self.rng.fill_bytes(&mut prefix);
+        peer.taken.new_session();
         let session = Session::new(key, *x25519, authenticated, prefix, now);
         if let Some(replaced) = peer.session.replace(session) {
             let direct = peer.path.direct().filter(|_| peer.path.proven());
@@ -248,6 +249,8 @@ impl Engine {
             for packet in salvaged {
                 self.send_now(now, node, &packet, None);
             }
+            // The answer confirms the new session to both sides.
+            self.send_watch_probe(now, node);
         }
         for packet in pending {
             self.send_first(now, node, &packet);
@@ -436,8 +439,8 @@ impl Engine {
             self.drops.peer_table_full += 1;
             return false;
         }
-        let half = self.half_for_new_peer(node);
-        self.peers.insert(node, Peer::new(now, half));
+        let (half, taken) = self.half_for_new_peer(node);
+        self.peers.insert(node, Peer::new(now, half, taken));
         self.emit(Event::Publish("tunnel.peer_added", serde_json::json!({ "peer_node_id": node })));
         self.touch(node);
         true

@@ -24,6 +24,7 @@ use crate::crypto::{Identity, TunnelSecret, hkdf_pair};
 use crate::path::Choice;
 use crate::stream::{self, CloseReason, ConnId, ConnStatus, DialError, Ingress, StreamEvent, Streams};
 use crate::tunnel::limits::Bucket;
+use crate::tunnel::pending::Taken;
 use crate::wire::addr::Addr;
 use admit::Limits;
 use bytes::Bytes;
@@ -276,7 +277,7 @@ pub struct Engine {
     /// Our tunnel key for peers that need no other.
     half: Arc<Half>,
     /// Nodes outside the peer table that need another.
-    ended: BTreeSet<NodeId>,
+    ended: BTreeMap<NodeId, Taken>,
     rng: ChaCha20Rng,
     streams: Streams,
     listening: BTreeSet<u16>,
@@ -331,7 +332,7 @@ impl Engine {
             identity,
             node,
             half,
-            ended: BTreeSet::new(),
+            ended: BTreeMap::new(),
             rng,
             streams,
             listening: BTreeSet::new(),

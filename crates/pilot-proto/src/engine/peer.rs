@@ -5,7 +5,7 @@ use super::half::Half;
 use super::recovery::Recovery;
 use crate::path::Path;
 use crate::tunnel::exchange::Exchange;
-use crate::tunnel::pending::{Queue, Salvage};
+use crate::tunnel::pending::{Queue, Salvage, Taken};
 use crate::tunnel::session::Session;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -60,6 +60,8 @@ pub(super) struct Previous {
 pub(super) struct Peer {
     pub(super) session: Option<Session>,
     pub(super) previous: Option<Previous>,
+    /// Its tunnel key under which a frame opened last.
+    pub(super) confirmed: Option<[u8; 32]>,
     pub(super) path: Path,
     /// Our tunnel key towards it.
     pub(super) half: Arc<Half>,
@@ -69,6 +71,7 @@ pub(super) struct Peer {
     pub(super) cooldown: Option<Instant>,
     pub(super) pending: Queue,
     pub(super) salvage: Salvage,
+    pub(super) taken: Taken,
     /// It sent a frame we could not read: ask for its key at the first send.
     pub(super) unreadable: bool,
     /// Budgets of its key exchanges, from its addresses and through the relay.
@@ -99,10 +102,11 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(now: Instant, half: Arc<Half>) -> Peer {
+    pub(super) fn new(now: Instant, half: Arc<Half>, taken: Taken) -> Peer {
         Peer {
             session: None,
             previous: None,
+            confirmed: None,
             path: Path::default(),
             half,
             recovery: Recovery::default(),
@@ -110,6 +114,7 @@ impl Peer {
             cooldown: None,
             pending: Queue::default(),
             salvage: Salvage::default(),
+            taken,
             unreadable: false,
             exchanges: Ways::default(),
             verified: None,

@@ -174,7 +174,6 @@ impl Engine {
         peer.last_in = now;
         peer.cooldown = None;
         peer.unreadable = false;
-        peer.recovery.answered();
         let recovered = peer.watch_probes > 0;
         let probes = std::mem::take(&mut peer.watch_probes);
         let mut touch = recovered;
@@ -182,7 +181,14 @@ impl Engine {
             self.exchanging = self.exchanging.saturating_sub(1);
             touch = true;
         }
+        let mut rekeyed = false;
         if !old {
+            peer.recovery.answered();
+            if let Some(session) = &peer.session
+                && peer.confirmed != Some(session.peer_key)
+            {
+                rekeyed = peer.confirmed.replace(session.peer_key).is_some();
+            }
             // The new session is confirmed; what it replaced never comes back.
             if let Some(previous) = peer.previous.take() {
                 Self::abandon(&mut peer.abandoned, previous.session.peer_key);
@@ -210,6 +216,9 @@ impl Engine {
         }
         if moved {
             self.streams.path_changed(now, node);
+        }
+        if rekeyed {
+            self.streams.peer_rekeyed(now, node);
         }
         if recovered {
             let fields = serde_json::json!({ "peer_node_id": node, "probes_sent": probes });

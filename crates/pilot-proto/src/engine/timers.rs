@@ -199,9 +199,11 @@ impl Engine {
     /// Forgets everything about a peer but its connections.
     pub(super) fn remove_peer(&mut self, node: NodeId) {
         self.drop_pending(node);
-        let Some(Peer { armed, exchange, session, half, .. }) = self.peers.remove(&node) else { return };
+        let Some(Peer { armed, exchange, session, half, taken, .. }) = self.peers.remove(&node) else {
+            return;
+        };
         if session.is_some() || !Arc::ptr_eq(&half, &self.half) {
-            self.retire_half(node);
+            self.retire_half(node, taken);
         }
         if let Some(at) = armed {
             self.timers.remove(&(at, node));

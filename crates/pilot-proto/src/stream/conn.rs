@@ -5,6 +5,7 @@ use super::close::{Closing, PeerFin};
 use super::handshake::Dial;
 use super::options::Options;
 use super::recv::Receiver;
+use super::restart::Doubt;
 use super::sack::{self, Block};
 use super::sender::{PeerWindow, Sender};
 use super::{CloseReason, Config, ConnId, StreamEvent};
@@ -91,6 +92,7 @@ pub(super) struct Conn {
     pub(super) acks: Acks,
     pub(super) dial: Dial,
     pub(super) closing: Closing,
+    pub(super) doubt: Doubt,
     pub(super) syn_ack_due: Option<bool>,
     /// An old byte is to be sent, to draw an answer.
     pub(super) probe_due: bool,
@@ -149,6 +151,7 @@ impl Conn {
             acks: Acks::new(),
             dial: Dial::new(now, config),
             closing: Closing::default(),
+            doubt: Doubt::default(),
             syn_ack_due: None,
             probe_due: false,
             probe_at: None,
@@ -254,6 +257,7 @@ impl Conn {
         self.last_activity = now;
         self.last_received = now;
         self.probes = 0;
+        self.doubt.cleared();
     }
 
     /// Takes acknowledgement and window of a packet. True: they told something new.
@@ -396,6 +400,7 @@ impl Conn {
             self.probe_at,
             keep.filter(|_| !self.closing.wants_close()),
             linger,
+            self.doubt.deadline(),
             self.closing.deadline(self.last_received, self.reference()),
         ]
         .into_iter()
@@ -429,6 +434,9 @@ impl Conn {
         }
         if dead || self.probes > MAX_PROBES || self.closing.lingered(cx.now, cx.config) {
             return Some(self.give_up(cx, CloseReason::DeadPeer));
+        }
+        if self.on_doubt_timer(cx.now) {
+            return Some(self.give_up(cx, CloseReason::PeerRestarted));
         }
         if let Some(rst) = self.on_close_timer(cx) {
             return Some(rst);

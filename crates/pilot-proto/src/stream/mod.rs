@@ -5,7 +5,7 @@
 //! our own nodes agree on in the opening (half-close, larger segments and windows) is in docs/extensions.md.
 //!
 //! - `table`: lookup, limits, scheduling, timers ([`Streams`]).
-//! - `conn`, `handshake`, `close`, `emit`: one connection.
+//! - `conn`, `handshake`, `close`, `restart`, `emit`: one connection.
 //! - `sender`, `send`, `rtt`, `congestion`: its sending direction.
 //! - `recv`, `ack`, `sack`: its receiving direction.
 
@@ -19,6 +19,7 @@ mod options;
 mod ports;
 mod ranges;
 mod recv;
+mod restart;
 mod rtt;
 mod sack;
 mod send;
@@ -103,6 +104,8 @@ pub struct Counters {
     pub too_many: u64,
     /// Packets for no connection.
     pub unknown: u64,
+    /// Those of them that were answered with RST.
+    pub unknown_reset: u64,
     /// Packets that named another node than their sender as source.
     pub foreign: u64,
 }
@@ -171,6 +174,9 @@ pub enum CloseReason {
     /// Nothing happened for the idle time.
     #[error("idle timeout")]
     Idle,
+    /// The peer's process ended and another has taken its place, which does not know the connection.
+    #[error("connection reset: peer restarted")]
+    PeerRestarted,
 }
 
 /// Events of streams.

@@ -3,6 +3,7 @@
 use super::conn::{Conn, Context, State};
 use super::emit::Emitted;
 use super::ports::Ports;
+use super::restart::{self, Reset, Unknown};
 use super::syn_limit::SynLimit;
 use super::*;
 use crate::wire::packet::{Header, flags, protocol};
@@ -44,7 +45,8 @@ pub struct Streams {
     /// Connections that wait for the tunnel to a node.
     blocked: HashMap<NodeId, Vec<ConnId>>,
     blocked_nodes: VecDeque<NodeId>,
-    resets: VecDeque<Header>,
+    resets: VecDeque<Reset>,
+    unknown: Unknown,
     timers: BTreeSet<(Instant, ConnId)>,
     events: VecDeque<StreamEvent>,
     syn_limit: SynLimit,
@@ -70,6 +72,7 @@ impl Streams {
             blocked: HashMap::new(),
             blocked_nodes: VecDeque::new(),
             resets: VecDeque::new(),
+            unknown: Unknown::default(),
             timers: BTreeSet::new(),
             events: VecDeque::new(),
             syn_limit: SynLimit::new(config.syn_rate_limit),
@@ -194,7 +197,7 @@ impl Streams {
 
     fn queue_reset(&mut self, header: Header) {
         if self.resets.len() < MAX_RESETS {
-            self.resets.push_back(header);
+            self.resets.push_back(Reset::of(header));
         }
     }
 
@@ -219,8 +222,14 @@ impl Streams {
         }
         let key = (header.dst_port, header.src, header.src_port);
         let Some(&id) = self.tuples.get(&key) else {
-            // Never an RST for an unknown tuple (spec 03 section 3).
             self.counters.unknown += 1;
+            if self.config.extensions
+                && self.resets.len() < MAX_RESETS
+                && let Some(reset) = self.unknown.answer(now, &header)
+            {
+                self.counters.unknown_reset += 1;
+                self.resets.push_back(reset);
+            }
             return Handled::Dropped;
         };
         let mut reset = None;
@@ -234,7 +243,14 @@ impl Streams {
             } else if bits & flags::FIN != 0 {
                 conn.on_fin(cx, &packet)
             } else if bits & flags::RST != 0 {
-                conn.on_rst(cx);
+                if !restart::says_unknown(&packet) {
+                    conn.on_rst(cx);
+                } else if conn.state == State::Open {
+                    conn.on_unknown(cx);
+                } else {
+                    // It answers a packet of an earlier connection, or of one that is over.
+                    return false;
+                }
                 true
             } else if bits & flags::ACK != 0 {
                 conn.on_ack_packet(cx, &packet)
@@ -510,6 +526,17 @@ impl Streams {
         self.unblock(node);
     }
 
+    /// The peer came back under another tunnel key: its process may be another one. Asks it for each connection.
+    pub fn peer_rekeyed(&mut self, now: Instant, node: NodeId) {
+        for id in self.nodes_conns(node) {
+            self.with(now, id, |conn, cx| {
+                if conn.state == State::Open {
+                    conn.peer_rekeyed(cx.now);
+                }
+            });
+        }
+    }
+
     /// Our id or every tunnel changed identity: all connections of `node` end.
     pub fn reset_node(&mut self, now: Instant, node: NodeId) {
         for id in self.nodes_conns(node) {
@@ -556,9 +583,9 @@ impl Streams {
         out: &mut Vec<u8>,
     ) -> Option<PacketOut> {
         self.recheck_blocked(path);
-        while let Some(header) = self.resets.pop_front() {
-            let node = header.dst.node;
-            if path(node).ready && header.emit(&[], out).is_ok() {
+        while let Some(reset) = self.resets.pop_front() {
+            let node = reset.to().node;
+            if path(node).ready && reset.emit(out) {
                 return Some(PacketOut { node, asks: false });
             }
         }

@@ -13,6 +13,8 @@ pub const MAX_AGE: Duration = Duration::from_secs(120);
 const SALVAGE: usize = 4;
 /// Age from which a salvaged plaintext is worthless.
 const SALVAGE_AGE: Duration = Duration::from_secs(5);
+/// Age from which nobody repeats a packet: salvage, and the time an exchange may take.
+const REPEATED_AGE: Duration = Duration::from_secs(15);
 
 /// One peer's waiting packets, oldest first.
 #[derive(Debug, Default)]
@@ -73,5 +75,41 @@ impl Salvage {
             .filter(|(sent, _)| now.saturating_duration_since(*sent) <= SALVAGE_AGE)
             .map(|(_, packet)| packet)
             .collect()
+    }
+}
+
+/// Source port, destination port and CRC-32 of the payload tell a datagram from its neighbours: each gets the next
+/// source port.
+pub type Datagram = (u16, u16, u32);
+
+/// The last datagrams taken from a peer: as many as its [`Salvage`] repeats when it sees us under another tunnel key.
+/// A process that restarted has taken none of them; one that only lost the session must not take them twice.
+#[derive(Debug, Default)]
+pub struct Taken {
+    datagrams: VecDeque<(Instant, Datagram, u32)>,
+    session: u32,
+}
+
+impl Taken {
+    /// Another session begins.
+    pub fn new_session(&mut self) {
+        self.session = self.session.wrapping_add(1);
+    }
+
+    /// Whether this datagram is news.
+    pub fn take(&mut self, now: Instant, datagram: Datagram) -> bool {
+        let repeated = |(at, taken, session): &(Instant, Datagram, u32)| {
+            *taken == datagram
+                && *session != self.session
+                && now.saturating_duration_since(*at) < REPEATED_AGE
+        };
+        if self.datagrams.iter().any(repeated) {
+            return false;
+        }
+        if self.datagrams.len() >= SALVAGE {
+            self.datagrams.pop_front();
+        }
+        self.datagrams.push_back((now, datagram, self.session));
+        true
     }
 }

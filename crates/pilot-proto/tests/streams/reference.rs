@@ -721,10 +721,26 @@ fn packets_without_a_meaning_are_dropped_silently() {
     assert_eq!(s.send(0, 101, iss + 1, 512, b"no flags"), []);
     assert_eq!(s.send(SYN | ACK, 101, iss + 1, 512, &[]), [], "SYN-ACK on an open connection");
     assert_eq!(s.read_all(conn), b"");
+}
+
+/// The reference is silent here (spec 03 section 3), so that the other end of a connection that died with its process
+/// waits for its timers. It does honour an RST.
+#[test]
+fn a_packet_of_no_connection_is_answered_by_an_rst_that_says_so_and_an_rst_never() {
+    let mut s = script();
+    s.open(100, 512);
     s.peer_port = 50_099;
-    for bits in [ACK, FIN, FIN | ACK, SYN | ACK, RST] {
-        assert_eq!(s.send(bits, 5, 5, 512, b"data"), [], "unknown tuple");
+    for bits in [ACK, FIN, FIN | ACK, SYN | ACK] {
+        let answers = s.send(bits, 5, 5, 512, b"data");
+        assert_eq!(flags_of(&answers), [RST]);
+        assert_eq!(answers[0].payload, b"PSNC");
+        assert_eq!(s.send(bits, 5, 5, 512, b"data"), [], "one in 100 ms");
+        s.wait(Duration::from_millis(100));
     }
+    assert_eq!(s.send(RST, 5, 5, 512, b"data"), []);
+    let mut plain = Script::new(Config { extensions: false, ..Config::default() });
+    plain.peer_port = 50_099;
+    assert_eq!(plain.send(ACK, 5, 5, 512, b"data"), [], "without extensions: as the reference");
 }
 
 #[test]

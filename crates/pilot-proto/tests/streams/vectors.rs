@@ -83,6 +83,8 @@ type Control = (u8, u32, u32, bool, Option<Vec<(u32, u32)>>);
 fn control(pkts: &[Pkt]) -> Vec<Control> {
     pkts.iter()
         .filter(|p| !p.is_data())
+        // Our own answer to a packet of no connection, where the reference is silent.
+        .filter(|p| p.payload != b"PSNC")
         .map(|p| (p.header.flags, p.header.seq, p.header.ack, p.header.window > 0, p.sack()))
         .collect()
 }

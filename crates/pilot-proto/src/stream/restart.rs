@@ -1,0 +1,129 @@
+//! Connections whose other end has gone: its process restarted, or it forgot them (docs/extensions.md).
+//!
+//! Other implementations are silent about a connection they do not know (spec 03 section 3), so its other end learns of
+//! a restart from timers alone. We answer with RST, which every version honours, and say in its payload why.
+
+use super::CloseReason;
+use super::conn::{Conn, Context};
+use crate::tunnel::limits::Marks;
+use crate::wire::addr::Addr;
+use crate::wire::packet::{Header, Packet, flags, protocol};
+use std::time::{Duration, Instant};
+
+/// Payload of an RST that answers a packet of no connection. Other versions ignore it.
+const NO_CONNECTION: &[u8; 4] = b"PSNC";
+/// Least time between two such RSTs for one pair of ports and address.
+const RESET_EVERY: Duration = Duration::from_millis(100);
+/// Probes of a connection whose peer came back under another tunnel key.
+const PROBES: u32 = 5;
+/// Distance of the first two; it doubles from then on: 0, 0.2, 0.4, 0.8, 1.6 s.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+
+/// An RST, and whether it answers a packet of no connection.
+#[derive(Debug)]
+pub(super) struct Reset {
+    header: Header,
+    unknown: bool,
+}
+
+impl Reset {
+    pub(super) fn of(header: Header) -> Reset {
+        Reset { header, unknown: false }
+    }
+
+    pub(super) fn to(&self) -> Addr {
+        self.header.dst
+    }
+
+    pub(super) fn emit(&self, out: &mut Vec<u8>) -> bool {
+        let payload: &[u8] = if self.unknown { NO_CONNECTION } else { &[] };
+        self.header.emit(payload, out).is_ok()
+    }
+}
+
+/// The RST says that the peer does not know the connection.
+pub(super) fn says_unknown(packet: &Packet<'_>) -> bool {
+    packet.payload.starts_with(NO_CONNECTION)
+}
+
+/// Limits the answers to packets of no connection: a burst of them is in flight when a process has restarted.
+#[derive(Debug, Default)]
+pub(super) struct Unknown {
+    answered: Marks<(Addr, u16, u16)>,
+}
+
+impl Unknown {
+    /// The RST for a packet of no connection, unless one has just been sent. RSTs are never answered.
+    pub(super) fn answer(&mut self, now: Instant, packet: &Header) -> Option<Reset> {
+        let tuple = (packet.src, packet.src_port, packet.dst_port);
+        if packet.flags & flags::RST != 0 || !self.answered.once(tuple, now, RESET_EVERY) {
+            return None;
+        }
+        let header = Header {
+            flags: flags::RST,
+            protocol: protocol::STREAM,
+            src: packet.dst,
+            dst: packet.src,
+            src_port: packet.dst_port,
+            dst_port: packet.src_port,
+            ..Header::default()
+        };
+        Some(Reset { header, unknown: true })
+    }
+}
+
+/// The peer came back under another tunnel key: does it still know the connection?
+#[derive(Debug, Default)]
+pub(super) struct Doubt {
+    /// It came back at least once since the connection began.
+    rekeyed: bool,
+    /// Probes sent, and when the next is due.
+    asking: Option<(u32, Instant)>,
+}
+
+impl Doubt {
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.asking.map(|(_, at)| at)
+    }
+
+    /// The connection lives.
+    pub(super) fn cleared(&mut self) {
+        self.asking = None;
+    }
+}
+
+impl Conn {
+    /// Asks at once whether the peer still knows this connection.
+    pub(super) fn peer_rekeyed(&mut self, now: Instant) {
+        self.doubt = Doubt { rekeyed: true, asking: Some((1, now + FIRST_WAIT)) };
+        self.probe_due = true;
+    }
+
+    /// Repeats the question. True: a peer that always answers has not, so it has gone. One of our own answers with RST if
+    /// it does not know the connection, and silence means nothing.
+    pub(super) fn on_doubt_timer(&mut self, now: Instant) -> bool {
+        let Some((sent, _)) = self.doubt.asking.filter(|(_, at)| *at <= now) else { return false };
+        if sent >= PROBES {
+            self.doubt.asking = None;
+            return self.reference();
+        }
+        self.doubt.asking = Some((sent + 1, now + FIRST_WAIT * (1 << (sent - 1))));
+        self.probe_due = true;
+        false
+    }
+
+    /// Takes the word of the peer that it does not know this connection.
+    pub(super) fn on_unknown(&mut self, cx: &mut Context<'_>) {
+        let reason = if self.closing.wants_close() && self.send.fin_was_sent() && self.send.all_acked() {
+            // It has closed and forgotten the connection; only its answer to our FIN was lost.
+            CloseReason::Closed
+        } else if self.doubt.rekeyed {
+            CloseReason::PeerRestarted
+        } else {
+            CloseReason::Reset
+        };
+        self.end(cx, reason);
+        self.closing.fin_ack = None;
+        self.expire(cx.now);
+    }
+}
