@@ -5,7 +5,7 @@
 
 use super::CloseReason;
 use super::conn::{Conn, Context};
-use crate::tunnel::limits::Marks;
+use crate::tunnel::limits::Recent;
 use crate::wire::addr::Addr;
 use crate::wire::packet::{Header, Packet, flags, protocol};
 use std::time::{Duration, Instant};
@@ -47,12 +47,17 @@ pub(super) fn says_unknown(packet: &Packet<'_>) -> bool {
 }
 
 /// Limits the answers to packets of no connection: a burst of them is in flight when a process has restarted.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Unknown {
-    answered: Marks<(Addr, u16, u16)>,
+    answered: Recent<(Addr, u16, u16)>,
 }
 
 impl Unknown {
+    /// `seed`: secret random bytes.
+    pub(super) fn new(seed: u64) -> Unknown {
+        Unknown { answered: Recent::new(seed) }
+    }
+
     /// The RST for a packet of no connection, unless one has just been sent. RSTs are never answered.
     pub(super) fn answer(&mut self, now: Instant, packet: &Header) -> Option<Reset> {
         let tuple = (packet.src, packet.src_port, packet.dst_port);

@@ -58,6 +58,7 @@ impl Streams {
     pub fn new(config: Config, seed: [u8; 32]) -> Streams {
         let mut rng = ChaCha20Rng::from_seed(seed);
         let ports = Ports::new(rng.next_u32());
+        let unknown = Unknown::new(rng.next_u64());
         Streams {
             rng,
             conns: HashMap::new(),
@@ -72,7 +73,7 @@ impl Streams {
             blocked: HashMap::new(),
             blocked_nodes: VecDeque::new(),
             resets: VecDeque::new(),
-            unknown: Unknown::default(),
+            unknown,
             timers: BTreeSet::new(),
             events: VecDeque::new(),
             syn_limit: SynLimit::new(config.syn_rate_limit),
