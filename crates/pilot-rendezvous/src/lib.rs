@@ -48,6 +48,9 @@ mod limits;
 mod push;
 mod registry;
 mod server;
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub mod simulation;
 mod store;
 mod tls;
 mod wire;

@@ -1,9 +1,10 @@
 //! The applications: streams with known bytes in both directions, and what must be true of them.
 
 use crate::check::{Sabotage, Violation, pattern};
+use crate::job::job_bytes;
 use crate::net::{Micros, SECOND};
-use crate::plan::{Ending, FAULTS_END, StreamPlan};
-use crate::world::{Reading, World};
+use crate::plan::{Ending, FAULTS_END, Purpose, StreamPlan};
+use crate::world::{Happening, Reading, World};
 use bytes::Bytes;
 use pilot_proto::Addr;
 use pilot_proto::stream::{CloseReason, ConnId, DialError, StreamEvent};
@@ -14,19 +15,29 @@ pub const PORT: u16 = 7000;
 const CHUNK: usize = 16 * 1024;
 /// A failed probe is repeated after this time.
 const RETRY: Micros = SECOND;
+/// Between two chunks of a slow reader.
+const SLOW: Micros = SECOND / 2;
+/// In a world with more nodes than this each probes only its next ones.
+const MESH: usize = 8;
+/// How many.
+const NEXT: usize = 2;
 
 /// One end of a stream.
 #[derive(Debug, Default)]
 pub struct Side {
     /// Its connection, once there is one.
     pub conn: Option<ConnId>,
-    /// Bytes the engine took.
+    /// Bytes the process took.
     pub written: u64,
+    /// Bytes the peer's process was known to have acknowledged.
+    pub acknowledged: u64,
+    /// What it wrote, if that cannot be computed (receipts).
+    pub log: Vec<u8>,
     /// It ended its direction or both.
     pub ending: bool,
     /// Bytes its application got.
     pub delivered: u64,
-    /// The engine said no bytes follow.
+    /// The process said no bytes follow.
     pub end_told: bool,
     /// How it ended.
     pub closed: Option<CloseReason>,
@@ -60,24 +71,48 @@ impl Stream {
         if side == 0 { self.plan.client } else { self.plan.server }
     }
 
+    /// It tests that a pair connects.
+    pub fn probe(&self) -> bool {
+        self.plan.purpose == Purpose::Probe
+    }
+
+    /// Bytes a side has to write; those of a job's server are not known before.
+    fn total(&self, side: usize) -> u64 {
+        match self.plan.purpose {
+            Purpose::Job { .. } if side == 1 => self.sides[1].written,
+            _ => self.plan.bytes[side],
+        }
+    }
+
     /// Everything was delivered both ways and both sides ended in order.
     pub fn complete(&self) -> bool {
         let ended = |s: &Side| s.closed == Some(CloseReason::Closed);
-        let all = |i: usize| self.sides[1 - i].delivered == self.plan.bytes[i];
+        let all = |i: usize| self.sides[1 - i].delivered == self.total(i);
         self.sides.iter().all(ended) && all(0) && all(1)
     }
 }
 
-fn tag(stream: u32, direction: usize) -> u64 {
-    (u64::from(stream) << 1) | direction as u64
-}
-
 /// Bytes `offset..offset + len` of a direction. The client's first four name the stream.
-fn content(stream: u32, direction: usize, offset: u64, len: usize) -> Vec<u8> {
-    let mut out = pattern(tag(stream, direction), offset, len);
+fn content(id: u32, stream: &Stream, direction: usize, offset: u64, len: usize) -> Vec<u8> {
+    let tag = (u64::from(id) << 1) | direction as u64;
+    let mut out = match stream.plan.purpose {
+        Purpose::Job { .. } if direction == 1 => {
+            let until = stream.sides[1].log.len().min(offset as usize + len);
+            return stream.sides[1].log.get(offset as usize..until).unwrap_or_default().to_vec();
+        }
+        // Behind the name.
+        Purpose::Job { job, from } if offset >= 4 => return job_bytes(job, from + offset - 4, len),
+        Purpose::Job { job, from } => {
+            let name = (4 - offset as usize).min(len);
+            let mut out = vec![0; name];
+            out.extend(job_bytes(job, from, len - name));
+            out
+        }
+        _ => pattern(tag, offset, len),
+    };
     if direction == 0 {
-        let id = stream.to_be_bytes();
-        for (i, byte) in out.iter_mut().enumerate() {
+        let id = id.to_be_bytes();
+        for (i, byte) in out.iter_mut().enumerate().take(4) {
             if let Some(of_id) = usize::try_from(offset).ok().and_then(|o| id.get(o + i)) {
                 *byte = *of_id;
             }
@@ -91,8 +126,11 @@ impl World {
     pub(crate) fn start_stream(&mut self, id: u32) -> Result<(), Violation> {
         let stream = &self.streams[id as usize];
         let (client, to) = (stream.plan.client, Addr::backbone(stream.plan.server as u32 + 1));
+        self.note(|| {
+            format!("node {}: dials node {} for stream {id}: {:?}", client + 1, to.node, stream.plan)
+        });
         let now = self.clock(client);
-        let dialled = self.nodes[client].engine.as_mut().map(|e| e.dial(now, to, PORT));
+        let dialled = self.nodes[client].process.as_mut().map(|e| e.dial(now, to, PORT));
         match dialled {
             Some(Ok(conn)) => {
                 self.streams[id as usize].sides[0].conn = Some(conn);
@@ -114,16 +152,18 @@ impl World {
         if self.plan.calm {
             return Err(Violation::FailedInCalm { stream: id, cause: error.to_string() });
         }
-        self.retry_probe(id);
+        self.try_again(id);
         Ok(())
     }
 
-    fn retry_probe(&mut self, id: u32) {
+    /// A stream of which the client has no hope any more: probes and jobs are dialled again.
+    fn try_again(&mut self, id: u32) {
         let stream = &self.streams[id as usize];
-        if stream.plan.probe {
+        if stream.probe() {
             let plan = StreamPlan { at: self.now + RETRY, ..stream.plan.clone() };
             self.add_stream(plan);
         }
+        self.attempt_over(id);
     }
 
     /// An event of the stream layer at a node.
@@ -137,8 +177,8 @@ impl World {
             | StreamEvent::Closed(c, _) => *c,
             StreamEvent::Incoming { conn, .. } => {
                 self.nodes[n].strangers.insert(*conn, Vec::new());
-                if let Some(engine) = self.nodes[n].engine.as_mut() {
-                    engine.accepted(*conn);
+                if let Some(process) = self.nodes[n].process.as_mut() {
+                    process.accepted(*conn);
                 }
                 return Ok(());
             }
@@ -151,8 +191,8 @@ impl World {
                 // Nobody ever said which stream it is.
                 self.nodes[n].strangers.remove(&conn);
                 let now = self.clock(n);
-                if let Some(engine) = self.nodes[n].engine.as_mut() {
-                    engine.release(now, conn);
+                if let Some(process) = self.nodes[n].process.as_mut() {
+                    process.release(now, conn);
                 }
             }
             return Ok(());
@@ -189,11 +229,11 @@ impl World {
     fn identify(&mut self, n: usize, conn: ConnId) -> Result<(), Violation> {
         let now = self.clock(n);
         let node = &mut self.nodes[n];
-        let Some(engine) = node.engine.as_mut() else { return Ok(()) };
+        let Some(process) = node.process.as_mut() else { return Ok(()) };
         let Some(mut early) = node.strangers.remove(&conn) else { return Ok(()) };
         while early.len() < 4 {
-            let Some(bytes) = engine.read(conn) else { break };
-            engine.consumed(now, conn, bytes.len());
+            let Some(bytes) = process.read(conn) else { break };
+            process.consumed(now, conn, bytes.len());
             early.extend_from_slice(&bytes);
         }
         let Some(name) = early.first_chunk::<4>() else {
@@ -209,7 +249,7 @@ impl World {
         let server = &mut stream.sides[1];
         if server.lost {
             // Opened at the process that died; what still comes belongs to nobody.
-            engine.abort(now, conn);
+            process.abort(now, conn);
             return Ok(());
         }
         if server.conn.is_some() {
@@ -217,7 +257,7 @@ impl World {
         }
         (server.conn, server.over) = (Some(conn), false);
         node.conns.insert(conn, (id, 1));
-        self.deliver(id, 1, &early)?;
+        self.deliver(n, id, 1, &early)?;
         self.schedule_abort(id, 1);
         self.pump_write(n, id, 1)?;
         self.pump_read(n, id, 1, usize::MAX)
@@ -227,7 +267,7 @@ impl World {
         if let Ending::Abort(who, after) = self.streams[id as usize].plan.ending
             && who == side
         {
-            self.at(self.now + after, crate::world::Happening::Abort(id));
+            self.at(self.now + after, Happening::Abort(id));
         }
     }
 
@@ -241,8 +281,8 @@ impl World {
         }
         stream.sides[side].aborted = true;
         let now = self.clock(n);
-        if let (Some(conn), Some(engine)) = (conn, self.nodes[n].engine.as_mut()) {
-            engine.abort(now, conn);
+        if let (Some(conn), Some(process)) = (conn, self.nodes[n].process.as_mut()) {
+            process.abort(now, conn);
         }
         self.drive(n)
     }
@@ -250,27 +290,37 @@ impl World {
     fn pump_write(&mut self, n: usize, id: u32, side: usize) -> Result<(), Violation> {
         let now = self.clock(n);
         let stream = &mut self.streams[id as usize];
-        let (total, ending) = (stream.plan.bytes[side], stream.plan.ending);
-        let me = &mut stream.sides[side];
-        let (Some(conn), Some(engine)) = (me.conn, self.nodes[n].engine.as_mut()) else { return Ok(()) };
-        if me.over || me.ending {
+        let (total, ending, job) =
+            (stream.plan.bytes[side], stream.plan.ending, matches!(stream.plan.purpose, Purpose::Job { .. }));
+        let (Some(conn), Some(process)) = (stream.sides[side].conn, self.nodes[n].process.as_mut()) else {
+            return Ok(());
+        };
+        if stream.sides[side].over || stream.sides[side].ending {
             return Ok(());
         }
-        while me.written < total {
-            let len = CHUNK.min((total - me.written) as usize);
-            match engine.write(now, conn, Bytes::from(content(id, side, me.written, len))) {
-                Ok(rest) => me.written += (len - rest.len()) as u64,
-                Err(_) => return Ok(()),
-            }
-            if me.written < total && !me.written.is_multiple_of(CHUNK as u64) {
+        while stream.sides[side].written < total && !(job && side == 1) {
+            let written = stream.sides[side].written;
+            let len = CHUNK.min((total - written) as usize);
+            let bytes = Bytes::from(content(id, stream, side, written, len));
+            let me = &mut stream.sides[side];
+            let Ok(rest) = process.write(now, conn, bytes) else { return Ok(()) };
+            me.written += (len - rest.len()) as u64;
+            if !rest.is_empty() {
                 return Ok(()); // The buffer is full; Writable follows.
             }
         }
+        if job
+            && !(if side == 0 { self.all_receipted(id) } else { self.streams[id as usize].sides[1].end_told })
+        {
+            return Ok(());
+        }
+        let Some(process) = self.nodes[n].process.as_mut() else { return Ok(()) };
+        let me = &mut self.streams[id as usize].sides[side];
         match (ending, side) {
-            (Ending::HalfClose, _) => me.ending = engine.finish(now, conn),
+            (Ending::HalfClose, _) => me.ending = process.finish(now, conn),
             (Ending::Close, 0) => {
                 me.ending = true;
-                engine.close(now, conn);
+                process.close(now, conn);
             }
             _ => {}
         }
@@ -279,52 +329,65 @@ impl World {
 
     /// Reads up to `most` chunks, if the node's applications read at all.
     pub(crate) fn pump_read(&mut self, n: usize, id: u32, side: usize, most: usize) -> Result<(), Violation> {
-        let most = match self.nodes[n].reading {
-            Reading::Fast => most,
-            Reading::Slow if most == 1 => 1,
-            Reading::Slow | Reading::Stuck => return Ok(()),
-        };
         let stream = &self.streams[id as usize];
         let Some(conn) = stream.sides[side].conn else { return Ok(()) };
+        let most = match self.nodes[n].reading {
+            // What is left of a connection that is over is taken from the process at once, as the node's driver does.
+            _ if stream.sides[side].over => usize::MAX,
+            Reading::Fast => most,
+            Reading::Slow if most == 1 => 1,
+            Reading::Slow | Reading::Stuck => {
+                self.read_put_off(n);
+                return Ok(());
+            }
+        };
         if self.sabotage == Some(Sabotage::KeepConnections) && stream.plan.ending == Ending::Close {
             return Ok(());
         }
         for _ in 0..most {
             let now = self.clock(n);
-            let Some(engine) = self.nodes[n].engine.as_mut() else { return Ok(()) };
-            let Some(bytes) = engine.read(conn) else {
+            let Some(process) = self.nodes[n].process.as_mut() else { return Ok(()) };
+            let Some(bytes) = process.read(conn) else {
                 return self.drained(n, id, side);
             };
-            engine.consumed(now, conn, bytes.len());
+            process.consumed(now, conn, bytes.len());
             if self.lie(Sabotage::LoseChunk) {
                 self.lied = true;
                 continue;
             }
-            self.deliver(id, side, &bytes)?;
+            self.deliver(n, id, side, &bytes)?;
             if self.lie(Sabotage::DeliverTwice) {
                 self.lied = true;
-                self.deliver(id, side, &bytes)?;
+                self.deliver(n, id, side, &bytes)?;
             }
             if self.lie(Sabotage::SecretAbort) && side == 1 {
                 self.lied = true;
-                if let Some(engine) = self.nodes[n].engine.as_mut() {
-                    engine.abort(now, conn);
+                if let Some(process) = self.nodes[n].process.as_mut() {
+                    process.abort(now, conn);
                 }
             }
         }
         Ok(())
     }
 
-    fn deliver(&mut self, id: u32, side: usize, bytes: &[u8]) -> Result<(), Violation> {
-        let [a, b] = &mut self.streams[id as usize].sides;
-        let (me, peer) = if side == 0 { (a, b) } else { (b, a) };
+    fn deliver(&mut self, n: usize, id: u32, side: usize, bytes: &[u8]) -> Result<(), Violation> {
+        let stream = &self.streams[id as usize];
+        let (me, peer) = (&stream.sides[side], &stream.sides[1 - side]);
         let direction = 1 - side;
-        let sent = content(id, direction, me.delivered, bytes.len());
+        let sent = content(id, stream, direction, me.delivered, bytes.len());
         if me.delivered + bytes.len() as u64 > peer.written || sent != bytes {
             return Err(Violation::NotAPrefix { stream: id, direction, offset: me.delivered });
         }
-        me.delivered += bytes.len() as u64;
+        self.streams[id as usize].sides[side].delivered += bytes.len() as u64;
         self.report.bytes += bytes.len() as u64;
+        if side == 1 {
+            self.store(n, id);
+            return Ok(());
+        }
+        self.read_receipts(id)?;
+        if matches!(self.streams[id as usize].plan.purpose, Purpose::Job { .. }) && self.all_receipted(id) {
+            return self.pump_write(n, id, 0);
+        }
         Ok(())
     }
 
@@ -335,20 +398,21 @@ impl World {
         let Some(conn) = me.conn else { return Ok(()) };
         if me.end_told {
             self.check_end(id, side)?;
+            self.pump_write(n, id, side)?;
         }
         let me = &self.streams[id as usize].sides[side];
         let close = me.end_told && self.streams[id as usize].plan.ending != Ending::HalfClose;
         if close || me.over {
             let now = self.clock(n);
-            if let Some(engine) = self.nodes[n].engine.as_mut() {
-                engine.release(now, conn);
+            if let Some(process) = self.nodes[n].process.as_mut() {
+                process.release(now, conn);
             }
             self.streams[id as usize].sides[side].ending = true;
         }
         Ok(())
     }
 
-    /// The engine said that this was all: it must be all the other side wrote, and that side must have ended.
+    /// The process said that this was all: it must be all the other side wrote, and that side must have ended.
     fn check_end(&self, id: u32, side: usize) -> Result<(), Violation> {
         let stream = &self.streams[id as usize];
         let (me, peer) = (&stream.sides[side], &stream.sides[1 - side]);
@@ -366,6 +430,7 @@ impl World {
             self.lied = true;
             return Ok(());
         }
+        self.sample(n);
         let [a, b] = &mut self.streams[id as usize].sides;
         let (me, peer) = if side == 0 { (a, b) } else { (b, a) };
         (me.closed, me.over) = (Some(reason), true);
@@ -383,29 +448,34 @@ impl World {
         if self.plan.calm && wanted && reason != CloseReason::Closed {
             return Err(Violation::FailedInCalm { stream: id, cause: reason.to_string() });
         }
-        if side == 0 && reason != CloseReason::Closed {
-            self.retry_probe(id);
+        self.pump_read(n, id, side, usize::MAX)?;
+        if side == 0 && (reason != CloseReason::Closed || !self.all_receipted(id)) {
+            self.try_again(id);
         }
-        self.pump_read(n, id, side, usize::MAX)
+        if self.streams[id as usize].probe() && self.streams[id as usize].complete() {
+            self.report.connected_after = self.now - FAULTS_END;
+        }
+        Ok(())
     }
 
     /// A node's process dies: its streams are over, on its side.
     pub(crate) fn lose_streams(&mut self, n: usize) {
         let conns = std::mem::take(&mut self.nodes[n].conns);
         self.nodes[n].strangers.clear();
-        let mut probes = Vec::new();
+        let mut again = Vec::new();
         for (id, side) in conns.into_values() {
             let stream = &mut self.streams[id as usize];
+            let was_over = stream.sides[side].over;
             (stream.sides[side].lost, stream.sides[side].over) = (true, true);
             if side == 0 && stream.sides[1].conn.is_none() {
                 stream.sides[1].over = true;
             }
-            if side == 0 {
-                probes.push(id);
+            if side == 0 && !was_over {
+                again.push(id);
             }
         }
-        // A probe whose client died is dialled again.
-        probes.into_iter().for_each(|id| self.retry_probe(id));
+        // A probe or job whose client died is dialled again.
+        again.into_iter().for_each(|id| self.try_again(id));
     }
 
     /// Whether every stream has ended; if not, the first that has not.
@@ -416,50 +486,53 @@ impl World {
         self.streams.iter().enumerate().find_map(open)
     }
 
-    /// Every stream that both sides ended in order must have delivered everything.
-    pub(crate) fn check_complete(&self) -> Result<(), Violation> {
-        for (id, stream) in self.streams.iter().enumerate() {
-            let in_order = stream.sides.iter().all(|s| s.closed == Some(CloseReason::Closed) && !s.lost);
-            if stream.plan.ending != Ending::HalfClose || !in_order || stream.complete() {
-                continue;
-            }
-            let direction = usize::from(stream.sides[1].delivered == stream.plan.bytes[0]);
-            return Err(Violation::Incomplete {
-                stream: id as u32,
-                direction,
-                delivered: stream.sides[1 - direction].delivered,
-                sent: stream.plan.bytes[direction],
-            });
-        }
-        Ok(())
-    }
-
     /// Pairs that have not exchanged a whole probe stream yet.
     pub(crate) fn unreached(&self) -> Option<(u32, u32)> {
-        let probes = self.streams.iter().filter(|s| s.plan.probe);
+        let probes = self.streams.iter().filter(|s| s.probe());
         let done: std::collections::BTreeSet<(usize, usize)> =
             probes.clone().filter(|s| s.complete()).map(|s| (s.plan.client, s.plan.server)).collect();
         let missing = probes.map(|s| (s.plan.client, s.plan.server)).find(|p| !done.contains(p));
         missing.map(|(a, b)| (a as u32 + 1, b as u32 + 1))
     }
 
-    /// Dials every pair.
+    /// Dials every pair; in a large world each node its next ones.
     pub(crate) fn add_probes(&mut self) {
         let count = self.nodes.len();
         for a in 0..count {
             for b in a + 1..count {
+                let near = b - a <= NEXT || count - (b - a) <= NEXT;
+                if count > MESH && !near {
+                    continue;
+                }
                 let (client, server) = if (a + b) % 2 == 0 { (a, b) } else { (b, a) };
-                let at = FAULTS_END + ((a * count + b) as u64) * 1_000;
-                let bytes = [2_000, 2_000];
                 self.add_stream(StreamPlan {
-                    at,
+                    at: FAULTS_END + ((a * count + b) as u64) * 1_000,
                     client,
                     server,
-                    bytes,
+                    bytes: [2_000, 2_000],
                     ending: Ending::HalfClose,
-                    probe: true,
+                    purpose: Purpose::Probe,
                 });
             }
         }
+    }
+
+    /// A slow reader takes one chunk of every connection.
+    pub(crate) fn slow_read(&mut self, n: usize) -> Result<(), Violation> {
+        if self.nodes[n].reading != Reading::Slow {
+            return Ok(());
+        }
+        self.read_all(n, 1)?;
+        self.at(self.now + SLOW, Happening::Read(n));
+        Ok(())
+    }
+
+    /// Reads what the applications of a node left unread.
+    pub(crate) fn read_all(&mut self, n: usize, most: usize) -> Result<(), Violation> {
+        let all: Vec<(u32, usize)> = self.nodes[n].conns.values().copied().collect();
+        for (id, side) in all {
+            self.pump_read(n, id, side, most)?;
+        }
+        self.drive(n)
     }
 }

@@ -1,8 +1,8 @@
 //! The invariants, and the ways to break them on purpose.
 
 use crate::net::Micros;
-use pilot_proto::wire::frame::{Frame, Pils};
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 
 /// Bytes a direction may hold between the writing and the reading application: send buffer (2 MiB), receive window
 /// (4 MiB), and one read (256 KiB).
@@ -18,6 +18,16 @@ pub const MAX_UNACKED: u64 = 8192;
 pub enum Violation {
     #[error("stream {stream} direction {direction}: bytes at {offset} are not those sent")]
     NotAPrefix { stream: u32, direction: usize, offset: u64 },
+    #[error(
+        "stream {stream} direction {direction}: {acknowledged} bytes were acknowledged, the application got {delivered}"
+    )]
+    AcknowledgedLost { stream: u32, direction: usize, acknowledged: u64, delivered: u64 },
+    #[error("job {job}: a receipt for {receipt} bytes, {stored} are stored")]
+    ReceiptFalse { job: usize, receipt: u64, stored: u64 },
+    #[error("job {job} is not done {after} s after the last fault")]
+    JobUndone { job: usize, after: u64 },
+    #[error("a world not worth running: {kinds} kinds of fault, {streams} streams, {bytes} bytes")]
+    Idle { kinds: usize, streams: usize, bytes: u64 },
     #[error("stream {stream} direction {direction}: ended in order with {delivered} of {sent} bytes")]
     Incomplete { stream: u32, direction: usize, delivered: u64, sent: u64 },
     #[error("stream {stream}: reset at side {side}, but the other side neither aborted nor gave up")]
@@ -28,7 +38,7 @@ pub enum Violation {
     NeverEnded { stream: u32, side: usize, after: u64 },
     #[error("stream {stream} failed in a world without faults: {cause}")]
     FailedInCalm { stream: u32, cause: String },
-    #[error("nonce {prefix:02x?} {counter} of node {node} used twice")]
+    #[error("nonce {prefix:02x?} {counter} used twice under one key, by node {node}")]
     NonceRepeated { node: u32, prefix: [u8; 4], counter: u64 },
     #[error("node {node} accepted a frame of node {sender} (counter {counter}) twice")]
     FrameTwice { node: u32, sender: u32, counter: u64 },
@@ -111,27 +121,74 @@ pub fn pattern(tag: u64, offset: u64, len: usize) -> Vec<u8> {
     out
 }
 
-fn pils(datagram: &[u8]) -> Option<(Pils, &[u8])> {
-    // Relayed frames: 5 = from, to, frame (to the beacon); 6 = from, frame (from it).
-    let frame = match datagram.first()? {
-        0x05 => datagram.get(9..)?,
-        0x06 => datagram.get(5..)?,
-        _ => datagram,
-    };
-    match Frame::parse(frame) {
-        Ok(Frame::Pils(header)) => Some((header, frame)),
-        _ => None,
-    }
+/// Header of a sealed frame: magic, sender, prefix and counter, or session number and counter.
+const SEALED_HEADER: usize = 20;
+/// Magics of frames without such a header.
+const UNSEALED: [&[u8; 4]; 4] = [b"PILA", b"PILK", b"PILP", b"PILT"];
+
+/// What makes a sealed frame unique under its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Nonce {
+    magic: [u8; 4],
+    node: u32,
+    prefix: [u8; 4],
+    counter: u64,
 }
 
-type Nonce = (u32, [u8; 4], u64);
+fn word<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk().copied()
+}
+
+/// The frame in a datagram, and the node it is meant for if that is written on it.
+fn unwrap(datagram: &[u8]) -> Option<(&[u8], Option<u32>)> {
+    // Relayed frames: 5 = from, to, frame (to the beacon); 6 = from, frame; 9 = from, to, frame (from it).
+    Some(match datagram.first()? {
+        0x05 | 0x09 => (datagram.get(9..)?, word(datagram, 5).map(u32::from_be_bytes)),
+        0x06 => (datagram.get(5..)?, None),
+        _ => (datagram, None),
+    })
+}
+
+fn sealed(frame: &[u8]) -> Option<Nonce> {
+    let magic: [u8; 4] = word(frame, 0)?;
+    if !magic.starts_with(b"PIL") || UNSEALED.contains(&&magic) || frame.len() < SEALED_HEADER {
+        return None;
+    }
+    Some(Nonce {
+        magic,
+        node: u32::from_be_bytes(word(frame, 4)?),
+        prefix: word(frame, 8)?,
+        counter: u64::from_be_bytes(word(frame, 12)?),
+    })
+}
+
+/// A datagram in words.
+pub fn describe(datagram: &[u8]) -> String {
+    let what = match unwrap(datagram) {
+        Some((frame, to)) => match (sealed(frame), frame.get(..4)) {
+            (Some(n), Some(magic)) => format!(
+                "{} of node {}, prefix {:02x?}, counter {}{}",
+                magic.escape_ascii(),
+                n.node,
+                n.prefix,
+                n.counter,
+                to.map(|to| format!(", relayed to node {to}")).unwrap_or_default()
+            ),
+            (None, Some(magic)) if magic.starts_with(b"PIL") => magic.escape_ascii().to_string(),
+            _ => format!("beacon message {}", datagram[0]),
+        },
+        None => String::new(),
+    };
+    format!("{what} ({} bytes)", datagram.len())
+}
 
 /// Watches sealed frames on their way.
 #[derive(Debug, Default)]
 pub struct Wire {
-    /// Frames sent, with a checksum of their bytes.
-    sent: HashMap<Nonce, u32>,
-    last: HashMap<u32, Pils>,
+    /// Frames sent, with a checksum of their bytes and the node they were meant for, if known. Both directions of a
+    /// session may share a key, so that the sender is not part of what must be unique.
+    sent: HashMap<([u8; 4], u64), (u32, u32, Option<u32>), Quick>,
+    last: HashMap<u32, Nonce>,
     /// Folded over everything that arrived: two runs of a seed must agree.
     pub trace: u64,
 }
@@ -139,26 +196,30 @@ pub struct Wire {
 /// What one process has taken.
 #[derive(Debug, Default)]
 pub struct Taken {
-    arrived: HashSet<Nonce>,
-    accepted: HashSet<Nonce>,
-    /// Frames counted as accepted beyond what the engine says (sabotage).
-    pub extra: u64,
+    arrived: HashSet<Nonce, Quick>,
+    accepted: HashSet<Nonce, Quick>,
 }
 
 impl Wire {
-    /// A node sends. `reuse`: pretend it used its previous nonce again.
-    pub fn on_send(&mut self, datagram: &[u8], reuse: bool) -> Result<(), Violation> {
-        let Some((mut header, frame)) = pils(datagram) else { return Ok(()) };
-        let last = self.last.insert(header.node, header);
+    /// A node sends, to node `direct` unless the frame is relayed. `reuse`: pretend it used its previous nonce again.
+    pub fn on_send(&mut self, datagram: &[u8], direct: Option<u32>, reuse: bool) -> Result<(), Violation> {
+        let Some((frame, to)) = unwrap(datagram) else { return Ok(()) };
+        let to = to.or(direct);
+        let Some(mut nonce) = sealed(frame) else { return Ok(()) };
+        let last = self.last.insert(nonce.node, nonce);
         if let Some(last) = last.filter(|_| reuse) {
-            header = last;
+            nonce = last;
         }
-        let key = (header.node, header.prefix, header.counter);
-        if self.sent.insert(key, crc32fast::hash(frame)).is_some() {
-            let Pils { node, prefix, counter } = header;
-            return Err(Violation::NonceRepeated { node, prefix, counter });
-        }
-        Ok(())
+        let Nonce { node, prefix, counter, .. } = nonce;
+        let earlier = self.sent.insert((prefix, counter), (crc32fast::hash(frame), node, to));
+        let Some((_, sender, meant)) = earlier else { return Ok(()) };
+        // Prefixes are random: two sessions may have the same one. A key belongs to one pair of nodes.
+        let pair = |node: u32, to: Option<u32>| to.map(|to| (node.min(to), node.max(to)));
+        let other_key = match (pair(node, to), pair(sender, meant)) {
+            (Some(one), Some(other)) => one != other,
+            _ => sender != node,
+        };
+        if other_key { Ok(()) } else { Err(Violation::NonceRepeated { node, prefix, counter }) }
     }
 
     /// Folds an arrival into the trace.
@@ -169,34 +230,35 @@ impl Wire {
 
     /// What a node is about to get: the nonce, and whether a node really sent these bytes.
     pub fn genuine(&self, datagram: &[u8]) -> Option<(Nonce, bool)> {
-        let (header, frame) = pils(datagram)?;
-        let key = (header.node, header.prefix, header.counter);
-        Some((key, self.sent.get(&key) == Some(&crc32fast::hash(frame))))
+        let (frame, _) = unwrap(datagram)?;
+        let nonce = sealed(frame)?;
+        let sent = self.sent.get(&(nonce.prefix, nonce.counter));
+        Some((nonce, sent.is_some_and(|(sum, ..)| *sum == crc32fast::hash(frame))))
     }
 }
 
 impl Taken {
-    /// A node handled a datagram; the engine's count of opened frames went from `before` to `after`.
+    /// A node handled a datagram; the process's count of opened frames went from `before` to `after`.
     pub fn on_handled(
         &mut self,
         node: u32,
         frame: Option<(Nonce, bool)>,
         (before, after): (u64, u64),
     ) -> Result<(), Violation> {
-        if let Some((key, genuine)) = frame {
+        if let Some((nonce, genuine)) = frame {
             if genuine {
-                self.arrived.insert(key);
+                self.arrived.insert(nonce);
             }
             // The frame itself is opened first; with it may come earlier ones that waited for their session.
             if after > before && !genuine {
                 return Err(Violation::FrameForged { node });
             }
-            if after > before && !self.accepted.insert(key) {
-                return Err(Violation::FrameTwice { node, sender: key.0, counter: key.2 });
+            if after > before && !self.accepted.insert(nonce) {
+                return Err(Violation::FrameTwice { node, sender: nonce.node, counter: nonce.counter });
             }
         }
-        if after + self.extra > self.arrived.len() as u64 {
-            let (sender, _, counter) = frame.map_or((0, [0; 4], 0), |(key, _)| key);
+        if after > self.arrived.len() as u64 {
+            let (sender, counter) = frame.map_or((0, 0), |(nonce, _)| (nonce.node, nonce.counter));
             return Err(Violation::FrameTwice { node, sender, counter });
         }
         Ok(())
@@ -204,6 +266,40 @@ impl Taken {
 
     /// Whether this frame has been accepted.
     pub fn has(&self, frame: Option<(Nonce, bool)>) -> bool {
-        frame.is_some_and(|(key, _)| self.accepted.contains(&key))
+        frame.is_some_and(|(nonce, _)| self.accepted.contains(&nonce))
+    }
+}
+
+/// A quick hash for keys that nobody chooses against us.
+type Quick = BuildHasherDefault<QuickHash>;
+
+/// See [`Quick`].
+#[derive(Debug, Default)]
+pub struct QuickHash(u64);
+
+impl Hasher for QuickHash {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        let x = (self.0.rotate_left(23) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        self.0 = x ^ (x >> 29);
+    }
+
+    fn write_u32(&mut self, word: u32) {
+        self.write_u64(u64::from(word));
+    }
+
+    fn write_usize(&mut self, word: usize) {
+        self.write_u64(word as u64);
     }
 }

@@ -1,19 +1,24 @@
 //! Deterministic simulation of whole networks on the sans-IO core; development only.
 //!
-//! A world is drawn from one seed: 3 to 12 nodes (each a [`pilot_proto::engine::Engine`]) behind NATs of four kinds, a
-//! beacon, a directory, links, a workload of streams and datagrams, and faults. It runs on a virtual clock; two runs
-//! of a seed are equal to the byte (the report's `trace` shows it). `cargo run -p pilot-sim -- --seed N` replays one.
+//! A world is drawn from one seed: 3 to 30 nodes (each a [`pilot_proto::engine::Engine`]) behind NATs of four kinds, one
+//! to three beacons and a directory (the state cores of `pilot-rendezvous`), links, a workload of streams, jobs and
+//! datagrams, and faults. It runs on a virtual clock; two runs of a seed are equal to the byte (the report's `trace`
+//! shows it). `cargo run -p pilot-sim -- --seed N` replays one, with `--trace` event by event.
 //!
-//! What must hold at every step is in [`Violation`]; `check` says how it is observed. [`Sabotage`] breaks the
-//! harness on purpose, to show that each check notices.
+//! What must hold at every step is in [`Violation`]; `check` and `bounds` say how it is observed. [`Sabotage`] breaks the
+//! harness on purpose, to show that each check notices; the broken builds of the product are in `mutants/`.
 //!
-//! - `process`: what runs at a node. `plan`: what a seed means. `world`: the event loop. `app`: streams. `fault`: faults and bounds.
-//! - `net`: links and NATs. `beacon`: a model of it. `check`: invariants.
+//! - `plan`: what a seed means. `fault`: what goes wrong. `world`: the event loop. `process`: what runs at a node.
+//! - `app`, `job`, `datagram`: the workload. `check`, `bounds`: invariants.
+//! - `net`: links and NATs. `directory`: what nodes ask the registry, and the beacons' upkeep.
 
 mod app;
-mod beacon;
+mod bounds;
 mod check;
+mod datagram;
+mod directory;
 mod fault;
+mod job;
 mod net;
 mod plan;
 mod process;
@@ -22,10 +27,10 @@ mod rng;
 mod world;
 
 pub use check::{Sabotage, Violation};
+pub use fault::{Hits, KINDS, Kind};
 pub use net::{Micros, NetStats, SECOND};
-pub use plan::FAULT_NAMES;
 pub use report::Report;
-pub use world::{CONNECTED_WITHIN, ENDED_WITHIN};
+pub use world::{CONNECTED_WITHIN, DONE_WITHIN, ENDED_WITHIN};
 
 /// Runs the world of a seed. The report says what happened until the violation, if there is one.
 pub fn run(seed: u64) -> (Report, Result<(), Violation>) {
@@ -35,4 +40,11 @@ pub fn run(seed: u64) -> (Report, Result<(), Violation>) {
 /// Runs the world of a seed with a harness that lies.
 pub fn run_sabotaged(seed: u64, sabotage: Sabotage) -> (Report, Result<(), Violation>) {
     world::World::new(seed, Some(sabotage)).run()
+}
+
+/// Runs the world of a seed and prints what happens in it.
+pub fn run_traced(seed: u64) -> (Report, Result<(), Violation>) {
+    let mut world = world::World::new(seed, None);
+    world.tracing = true;
+    world.run()
 }

@@ -1,39 +1,96 @@
-//! Runs seeds: `pilot-sim --seed N` one, in detail; `pilot-sim --seeds FROM..TO` many.
+//! Runs seeds: one in detail, many, or as many as fit a time.
 
-use pilot_sim::{FAULT_NAMES, Report, SECOND, run};
+use pilot_sim::{KINDS, Kind, Report, SECOND, Violation, run, run_traced};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-const USAGE: &str = "usage: pilot-sim --seed N | --seeds FROM..TO   (TO is not run)";
+const USAGE: &str = "\
+usage: pilot-sim --seed N [--trace]              one world, in detail; --trace prints its events
+       pilot-sim --seeds FROM..TO [--jobs N]     many (TO is not run), on N threads
+       pilot-sim --for SECONDS[s] [--from SEED] [--jobs N]
+                                                 as many as fit, from a random seed on";
+
+/// Seeds tried before the random ones by `--for`: those that once found something are in the tests.
+const FIXED: u64 = 100;
+/// Random first seeds are below this.
+const RANDOM: u64 = 1 << 40;
+
+#[derive(Default)]
+struct Args {
+    seed: Option<u64>,
+    trace: bool,
+    seeds: Option<(u64, u64)>,
+    time: Option<Duration>,
+    from: Option<u64>,
+    jobs: Option<usize>,
+}
+
+fn parse() -> Result<Args, String> {
+    let mut args = Args::default();
+    let mut given = std::env::args().skip(1);
+    while let Some(option) = given.next() {
+        if option == "--trace" {
+            args.trace = true;
+            continue;
+        }
+        let value = given.next().ok_or_else(|| format!("{option}: a value is missing"))?;
+        let wrong = || format!("{option} {value}: not understood");
+        let number = |text: &str| text.parse::<u64>().map_err(|e| format!("{option} {value}: {e}"));
+        match option.as_str() {
+            "--seed" => args.seed = Some(number(&value)?),
+            "--from" => args.from = Some(number(&value)?),
+            "--jobs" => args.jobs = Some(number(&value)?.clamp(1, 256) as usize),
+            "--for" => {
+                args.time = Some(Duration::from_secs(number(value.strip_suffix('s').unwrap_or(&value))?));
+            }
+            "--seeds" => {
+                let (from, to) = value.split_once("..").ok_or_else(wrong)?;
+                let range = (number(from)?, number(to)?);
+                args.seeds = Some(range).filter(|(from, to)| from < to);
+                args.seeds.ok_or_else(wrong)?;
+            }
+            _ => return Err(format!("{option}: unknown option")),
+        }
+    }
+    Ok(args)
+}
 
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    match args.as_slice() {
-        ["--seed", n] => match n.parse() {
-            Ok(seed) => one(seed),
-            Err(error) => wrong(&format!("--seed {n}: {error}")),
-        },
-        ["--seeds", range] => {
-            let parsed = range.split_once("..").and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
-            match parsed {
-                Some((from, to)) if from < to => many(from, to),
-                _ => wrong(&format!("--seeds {range}: not FROM..TO with FROM below TO")),
-            }
+    let args = match parse() {
+        Ok(args) => args,
+        Err(why) => {
+            eprintln!("pilot-sim: {why}\n{USAGE}");
+            return ExitCode::from(2);
         }
-        _ => wrong("nothing to run"),
+    };
+    let jobs = args.jobs.unwrap_or(1);
+    match (args.seed, args.seeds, args.time) {
+        (Some(seed), None, None) => one(seed, args.trace),
+        (None, Some((from, to)), None) => many(&[(from, to)], None, jobs),
+        (None, None, Some(time)) => {
+            let from = args.from.unwrap_or_else(random_seed);
+            println!("seeds 0..{FIXED}, then from {from} on for {} s", time.as_secs());
+            many(&[(0, FIXED), (from, u64::MAX)], Some(time), jobs)
+        }
+        _ => {
+            eprintln!("pilot-sim: one of --seed, --seeds and --for is needed\n{USAGE}");
+            ExitCode::from(2)
+        }
     }
 }
 
-fn wrong(why: &str) -> ExitCode {
-    eprintln!("pilot-sim: {why}\n{USAGE}");
-    ExitCode::from(2)
+/// The clock is random enough to choose other worlds each time.
+fn random_seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    (now.as_nanos() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) % RANDOM
 }
 
-fn one(seed: u64) -> ExitCode {
+fn one(seed: u64, trace: bool) -> ExitCode {
     let start = Instant::now();
-    let (report, result) = run(seed);
+    let (report, result) = if trace { run_traced(seed) } else { run(seed) };
     println!("{report:#?}");
     println!("{:?} of real time", start.elapsed());
     match result {
@@ -50,7 +107,14 @@ fn one(seed: u64) -> ExitCode {
 
 #[derive(Default)]
 struct Sum {
-    fired: [u64; FAULT_NAMES.len()],
+    seeds: u64,
+    busy: Duration,
+    slowest: (Duration, u64),
+    failed: BTreeMap<u64, Violation>,
+    nodes: u64,
+    began: [u64; KINDS],
+    worlds: [u64; KINDS],
+    hits: [u64; KINDS],
     ends: BTreeMap<String, u64>,
     bytes: u64,
     streams: u64,
@@ -59,18 +123,29 @@ struct Sum {
     sent: u64,
     relayed: u64,
     direct: u64,
-    connected: u64,
-    ended: u64,
+    connected: (u64, u64),
+    done: (u64, u64),
+    ended: (u64, u64),
 }
 
 impl Sum {
-    fn add(&mut self, report: &Report) {
-        for (sum, n) in self.fired.iter_mut().zip(report.fired) {
-            *sum += n;
+    fn add(&mut self, seed: u64, took: Duration, report: &Report, result: Result<(), Violation>) {
+        self.seeds += 1;
+        self.busy += took;
+        self.slowest = self.slowest.max((took, seed));
+        if let Err(violation) = result {
+            println!("seed {seed}: {violation}");
+            self.failed.insert(seed, violation);
+        }
+        for kind in 0..KINDS {
+            self.began[kind] += report.began[kind];
+            self.hits[kind] += report.net.hits[kind];
+            self.worlds[kind] += u64::from(report.net.hits[kind] > 0);
         }
         for (reason, n) in &report.ends {
             *self.ends.entry(reason.clone()).or_default() += n;
         }
+        self.nodes += report.nodes as u64;
         self.bytes += report.bytes;
         self.streams += report.streams as u64;
         self.complete += report.complete as u64;
@@ -78,41 +153,81 @@ impl Sum {
         self.sent += report.net.sent;
         self.relayed += report.tunnels_relayed;
         self.direct += report.tunnels_direct;
-        self.connected = self.connected.max(report.connected_after);
-        self.ended = self.ended.max(report.ended_after);
+        self.connected = self.connected.max((report.connected_after, seed));
+        self.done = self.done.max((report.done_after, seed));
+        self.ended = self.ended.max((report.ended_after, seed));
+    }
+
+    fn print(&self, took: Duration, jobs: usize) {
+        let seeds = self.seeds.max(1);
+        println!(
+            "{} seeds, {} failed; {:.1?} on {jobs} threads, {:.1?} a seed",
+            self.seeds,
+            self.failed.len(),
+            took,
+            self.busy / seeds as u32
+        );
+        println!("slowest: seed {} with {:.1?}", self.slowest.1, self.slowest.0);
+        println!(
+            "a seed: {:.1} nodes, {:.1} streams, {} bytes delivered, {} UDP datagrams",
+            self.nodes as f64 / seeds as f64,
+            self.streams as f64 / seeds as f64,
+            self.bytes / seeds,
+            self.sent / seeds
+        );
+        println!(
+            "in all: {} nodes, {} streams ({} complete), {} bytes, {} datagrams delivered",
+            self.nodes, self.streams, self.complete, self.bytes, self.datagrams
+        );
+        println!("sessions: {} direct, {} through a beacon", self.direct, self.relayed);
+        for (what, (most, seed)) in
+            [("pairs connected", self.connected), ("jobs done", self.done), ("streams ended", self.ended)]
+        {
+            println!("{what} within {:.1} s of the last fault (seed {seed})", most as f64 / SECOND as f64);
+        }
+        for kind in Kind::ALL {
+            let (name, effect) = kind.describe();
+            let i = kind as usize;
+            println!(
+                "fault {name}: {} times, {} {effect}, in {} worlds",
+                self.began[i], self.hits[i], self.worlds[i]
+            );
+        }
+        for (reason, n) in &self.ends {
+            println!("end '{reason}': {n}");
+        }
+        for (seed, violation) in &self.failed {
+            println!(
+                "FAILED seed {seed}: {violation}\n  replay: cargo run --release -p pilot-sim -- --seed {seed}"
+            );
+        }
     }
 }
 
-fn many(from: u64, to: u64) -> ExitCode {
-    let (start, mut slowest, mut sum, mut failed) =
-        (Instant::now(), (Duration::ZERO, from), Sum::default(), 0);
-    for seed in from..to {
-        let begun = Instant::now();
-        let (report, result) = run(seed);
-        slowest = slowest.max((begun.elapsed(), seed));
-        sum.add(&report);
-        if let Err(violation) = result {
-            failed += 1;
-            println!("seed {seed}: {violation}\n  replay: cargo run -p pilot-sim -- --seed {seed}");
-        }
+/// Runs ranges of seeds one after the other, for at most `time`.
+fn many(ranges: &[(u64, u64)], time: Option<Duration>, jobs: usize) -> ExitCode {
+    let start = Instant::now();
+    let sum = Mutex::new(Sum::default());
+    for (from, to) in ranges {
+        let next = AtomicU64::new(*from);
+        std::thread::scope(|scope| {
+            for _ in 0..jobs {
+                scope.spawn(|| {
+                    while time.is_none_or(|time| start.elapsed() < time) {
+                        let seed = next.fetch_add(1, Ordering::Relaxed);
+                        if seed >= *to {
+                            break;
+                        }
+                        let begun = Instant::now();
+                        let (report, result) = run(seed);
+                        let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
+                        sum.add(seed, begun.elapsed(), &report, result);
+                    }
+                });
+            }
+        });
     }
-    let count = to - from;
-    let took = start.elapsed();
-    println!("{count} seeds, {failed} failed; {took:.1?}, {:.1?} a seed", took / count.max(1) as u32);
-    println!("slowest: seed {} with {:.1?}", slowest.1, slowest.0);
-    println!("streams {} ({} complete), {} bytes delivered", sum.streams, sum.complete, sum.bytes);
-    println!("datagrams delivered {}, UDP datagrams {}", sum.datagrams, sum.sent);
-    println!("sessions: {} direct, {} through the beacon", sum.direct, sum.relayed);
-    println!(
-        "after the last fault, at most: pairs connected {} s, streams ended {} s",
-        sum.connected / SECOND,
-        sum.ended / SECOND
-    );
-    for (name, n) in FAULT_NAMES.iter().zip(sum.fired) {
-        println!("fault {name}: {n}");
-    }
-    for (reason, n) in &sum.ends {
-        println!("end '{reason}': {n}");
-    }
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+    sum.print(start.elapsed(), jobs);
+    if sum.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

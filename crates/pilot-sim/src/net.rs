@@ -1,5 +1,6 @@
 //! Links and NATs. Time is in microseconds since the world began.
 
+use crate::fault::{Hits, Kind};
 use crate::rng::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,14 +12,18 @@ pub const SECOND: Micros = 1_000_000;
 
 /// A NAT forgets a mapping or a permission unused for this long.
 const NAT_TTL: Micros = 65 * SECOND;
-/// UDP port of every node's socket.
+/// UDP port of a node's first socket.
 const NODE_PORT: u16 = 4000;
 /// Most mappings of a NAT; the oldest goes first.
 const MAX_MAPPINGS: usize = 256;
 
-/// Where the beacon is.
-pub fn beacon_addr() -> SocketAddr {
-    SocketAddr::from(([192, 0, 2, 1], 9001))
+/// Where a beacon is.
+pub fn beacon_addr(beacon: usize) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, beacon as u8 + 1], 9001))
+}
+
+fn beacon_at(addr: SocketAddr, count: usize) -> Option<usize> {
+    (0..count).find(|b| beacon_addr(*b) == addr)
 }
 
 /// A sender or receiver of datagrams.
@@ -26,8 +31,8 @@ pub fn beacon_addr() -> SocketAddr {
 pub enum Place {
     /// A node, by index.
     Node(usize),
-    /// The beacon.
-    Beacon,
+    /// A beacon, by index.
+    Beacon(usize),
 }
 
 /// Behaviour of the NAT in front of a node (RFC 4787 terms in the docs of each).
@@ -57,6 +62,8 @@ pub struct Nat {
     kind: NatKind,
     node: u8,
     generation: u8,
+    /// Port of the node's socket.
+    socket: u16,
     next_port: u16,
     /// By destination for a symmetric NAT, else one for `None`.
     mappings: BTreeMap<Option<SocketAddr>, Mapping>,
@@ -65,7 +72,14 @@ pub struct Nat {
 impl Nat {
     /// The NAT of node `index`.
     pub fn new(kind: NatKind, index: usize) -> Nat {
-        Nat { kind, node: index as u8 + 1, generation: 0, next_port: 20_000, mappings: BTreeMap::new() }
+        Nat {
+            kind,
+            node: index as u8 + 1,
+            generation: 0,
+            socket: NODE_PORT,
+            next_port: 20_000,
+            mappings: BTreeMap::new(),
+        }
     }
 
     fn ip(&self) -> Ipv4Addr {
@@ -78,9 +92,20 @@ impl Nat {
         self.mappings.clear();
     }
 
+    /// The node opens another socket: its mappings belong to the old one.
+    pub fn rebind(&mut self) {
+        self.socket = self.socket.wrapping_add(1).max(NODE_PORT);
+        self.mappings.clear();
+    }
+
+    /// The address the node's TCP connections come from.
+    pub fn tcp(&self) -> SocketAddr {
+        SocketAddr::from((self.ip(), 50_000))
+    }
+
     fn outbound(&mut self, now: Micros, to: SocketAddr) -> SocketAddr {
         if self.kind == NatKind::None {
-            return SocketAddr::from((self.ip(), NODE_PORT));
+            return SocketAddr::from((self.ip(), self.socket));
         }
         self.mappings.retain(|_, m| m.used + NAT_TTL > now);
         let key = (self.kind == NatKind::Symmetric).then_some(to);
@@ -105,7 +130,7 @@ impl Nat {
             return false;
         }
         if self.kind == NatKind::None {
-            return to.port() == NODE_PORT;
+            return to.port() == self.socket;
         }
         let live = |at: Micros| at + NAT_TTL > now;
         let Some(mapping) = self.mappings.values().find(|m| m.port == to.port() && live(m.used)) else {
@@ -138,8 +163,56 @@ pub struct Link {
     pub burst_corrupt: u32,
     /// Random delay.
     pub burst_jitter: Micros,
+    /// Nothing gets through.
+    pub dead: bool,
     /// When the last datagram will have left.
     pub busy_until: Micros,
+}
+
+/// What a datagram meets on its way over one or two links.
+#[derive(Debug, Clone, Copy, Default)]
+struct Conditions {
+    delay: Micros,
+    jitter: Micros,
+    loss: u32,
+    duplicate: u32,
+    burst_loss: u32,
+    burst_duplicate: u32,
+    burst_corrupt: u32,
+    burst_jitter: Micros,
+    dead: bool,
+}
+
+impl Conditions {
+    fn and(self, other: Conditions) -> Conditions {
+        Conditions {
+            delay: self.delay + other.delay,
+            jitter: self.jitter + other.jitter,
+            loss: self.loss + other.loss,
+            duplicate: self.duplicate + other.duplicate,
+            burst_loss: self.burst_loss + other.burst_loss,
+            burst_duplicate: self.burst_duplicate + other.burst_duplicate,
+            burst_corrupt: self.burst_corrupt + other.burst_corrupt,
+            burst_jitter: self.burst_jitter + other.burst_jitter,
+            dead: self.dead || other.dead,
+        }
+    }
+}
+
+impl Link {
+    fn conditions(&self) -> Conditions {
+        Conditions {
+            delay: self.delay,
+            jitter: self.jitter,
+            loss: self.loss,
+            duplicate: self.duplicate,
+            burst_loss: self.burst_loss,
+            burst_duplicate: self.burst_duplicate,
+            burst_corrupt: self.burst_corrupt,
+            burst_jitter: self.burst_jitter,
+            dead: self.dead,
+        }
+    }
 }
 
 /// A datagram under way.
@@ -159,25 +232,27 @@ pub struct Flight {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct NetStats {
+    /// Datagrams each fault has hit.
+    pub hits: Hits,
     pub sent: u64,
     pub lost: u64,
     pub queue_full: u64,
     pub duplicated: u64,
-    pub corrupted: u64,
-    pub partitioned: u64,
     pub filtered: u64,
 }
 
-/// The internet between nodes and beacon.
+/// The internet between nodes and beacons.
 #[derive(Debug, Default)]
 pub struct Network {
     /// One NAT per node.
     pub nats: Vec<Nat>,
     /// One link per node.
     pub links: Vec<Link>,
+    /// Beacons.
+    pub beacons: usize,
     /// Nodes cut off from everybody outside the set.
     pub island: BTreeSet<usize>,
-    /// The island includes the beacon.
+    /// The island includes the beacons.
     pub island_beacon: bool,
     /// Pairs (lower index first) that cannot reach each other directly.
     pub cut: BTreeSet<(usize, usize)>,
@@ -186,21 +261,39 @@ pub struct Network {
 }
 
 impl Network {
-    fn link(&self, place: Place) -> Link {
-        match place {
-            Place::Node(i) => self.links[i].clone(),
-            Place::Beacon => Link { delay: 1_000, ..Link::default() },
-        }
-    }
-
     fn owner(&self, to: SocketAddr) -> Option<Place> {
-        if to == beacon_addr() {
-            return Some(Place::Beacon);
+        if let Some(beacon) = beacon_at(to, self.beacons) {
+            return Some(Place::Beacon(beacon));
         }
-        self.nats.iter().position(|n| SocketAddr::from((n.ip(), to.port())) == to).map(Place::Node)
+        self.nats.iter().position(|n| n.ip() == to.ip()).map(Place::Node)
     }
 
-    /// Sends; returns when which copies arrive.
+    /// The node that has this address.
+    pub fn node_at(&self, to: SocketAddr) -> Option<usize> {
+        match self.owner(to)? {
+            Place::Node(n) => Some(n),
+            Place::Beacon(_) => None,
+        }
+    }
+
+    fn hit(&mut self, kind: Kind) {
+        self.stats.hits[kind as usize] += 1;
+    }
+
+    /// Leaves the sender's own link. `None`: its queue is full.
+    fn leave(&mut self, now: Micros, sender: Place, len: usize) -> Option<Micros> {
+        let Place::Node(i) = sender else { return Some(now) };
+        let link = &mut self.links[i];
+        let start = link.busy_until.max(now);
+        if (start - now) * link.rate / SECOND > link.queue {
+            self.stats.queue_full += 1;
+            return None;
+        }
+        link.busy_until = start + len as u64 * SECOND / link.rate.max(1);
+        Some(link.busy_until)
+    }
+
+    /// Sends; hands on when which copies arrive.
     pub fn send(
         &mut self,
         now: Micros,
@@ -208,65 +301,71 @@ impl Network {
         sender: Place,
         to: SocketAddr,
         bytes: &[u8],
-    ) -> Vec<(Micros, Flight)> {
+        mut arrive: impl FnMut(Micros, Flight),
+    ) {
         self.stats.sent += 1;
         let from = match sender {
             Place::Node(i) => self.nats[i].outbound(now, to),
-            Place::Beacon => beacon_addr(),
+            Place::Beacon(b) => beacon_addr(b),
         };
-        let mut left = now;
-        if let Place::Node(i) = sender {
-            let link = &mut self.links[i];
-            let start = link.busy_until.max(now);
-            if (start - now) * link.rate / SECOND > link.queue {
-                self.stats.queue_full += 1;
-                return Vec::new();
-            }
-            link.busy_until = start + bytes.len() as u64 * SECOND / link.rate.max(1);
-            left = link.busy_until;
+        let Some(left) = self.leave(now, sender, bytes.len()) else { return };
+        let Some(receiver) = self.owner(to) else { return };
+        let link = |place: Place| match place {
+            Place::Node(i) => self.links[i].conditions(),
+            Place::Beacon(_) => Conditions { delay: 1_000, ..Conditions::default() },
+        };
+        let way = link(sender).and(link(receiver));
+        if way.dead {
+            return self.hit(Kind::Blackout);
         }
-        let Some(receiver) = self.owner(to) else { return Vec::new() };
-        let (up, down) = (self.link(sender), self.link(receiver));
-        let copies = 1 + u32::from(
-            rng.chance(up.duplicate + up.burst_duplicate + down.duplicate + down.burst_duplicate),
-        );
-        self.stats.duplicated += u64::from(copies - 1);
-        let mut out = Vec::new();
-        for _ in 0..copies {
-            if rng.chance(up.loss + up.burst_loss) || rng.chance(down.loss + down.burst_loss) {
+        let twice = rng.chance(way.duplicate);
+        let burst = rng.chance(way.burst_duplicate);
+        if burst {
+            self.hit(Kind::Duplication);
+        }
+        self.stats.duplicated += u64::from(twice || burst);
+        for _ in 0..1 + u32::from(twice || burst) {
+            if rng.chance(way.burst_loss) {
+                self.hit(Kind::Loss);
+                self.stats.lost += 1;
+                continue;
+            }
+            if rng.chance(way.loss) {
                 self.stats.lost += 1;
                 continue;
             }
             let mut bytes = bytes.to_vec();
-            if rng.chance(up.burst_corrupt + down.burst_corrupt) {
+            if rng.chance(way.burst_corrupt) {
                 let bit = rng.index(bytes.len() * 8);
                 bytes[bit / 8] ^= 1 << (bit % 8);
-                self.stats.corrupted += 1;
+                self.hit(Kind::Corruption);
             }
-            let jitter = up.jitter + up.burst_jitter + down.jitter + down.burst_jitter;
-            let at = left + up.delay + down.delay + rng.range(0, jitter + 1);
-            out.push((at, Flight { sender, from, to, bytes }));
+            if way.burst_jitter > 0 {
+                self.hit(Kind::Reordering);
+            }
+            let at = left + way.delay + rng.range(0, way.jitter + way.burst_jitter + 1);
+            arrive(at, Flight { sender, from, to, bytes });
         }
-        out
     }
 
     fn inside(&self, place: Place) -> bool {
         match place {
             Place::Node(i) => self.island.contains(&i),
-            Place::Beacon => self.island_beacon,
+            Place::Beacon(_) => self.island_beacon,
         }
     }
 
     /// Who gets an arriving datagram, if anybody.
     pub fn receiver(&mut self, now: Micros, flight: &Flight) -> Option<Place> {
         let to = self.owner(flight.to)?;
-        let apart = !self.island.is_empty() && self.inside(flight.sender) != self.inside(to);
-        let cut = match (flight.sender, to) {
-            (Place::Node(a), Place::Node(b)) => self.cut.contains(&(a.min(b), a.max(b))),
-            _ => false,
-        };
-        if apart || cut {
-            self.stats.partitioned += 1;
+        if !self.island.is_empty() && self.inside(flight.sender) != self.inside(to) {
+            self.hit(Kind::Partition);
+            return None;
+        }
+        if let (Place::Node(a), Place::Node(b)) = (flight.sender, to)
+            && self.cut.contains(&(a.min(b), a.max(b)))
+        {
+            self.hit(Kind::Cut);
             return None;
         }
         if let Place::Node(i) = to

@@ -1,5 +1,6 @@
 //! What happens in a world, drawn from its seed before it starts.
 
+use crate::fault::{Fault, KINDS, Kind};
 use crate::net::{Link, Micros, NatKind, SECOND};
 use crate::process::NodeKind;
 use crate::rng::Rng;
@@ -9,75 +10,12 @@ use std::collections::BTreeSet;
 pub const FAULTS_END: Micros = 50 * SECOND;
 /// Every seed divisible by this is a world without faults and losses.
 const CALM_EVERY: u64 = 8;
-
-/// Something goes wrong for a while (`until`), or at once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fault {
-    /// A node's link loses datagrams (per million).
-    Loss(usize, u32),
-    /// A node's link doubles datagrams.
-    Duplication(usize, u32),
-    /// A node's link flips bits.
-    Corruption(usize, u32),
-    /// A node's link delays datagrams at random.
-    Reordering(usize, Micros),
-    /// These nodes are cut off from the others; true: the beacon is with them.
-    Partition(BTreeSet<usize>, bool),
-    /// Two nodes reach each other through the beacon only.
-    Cut(usize, usize),
-    /// A node's process dies; a new one that remembers its identity only starts at the end.
-    Restart(usize),
-    /// The beacon is gone and comes back with an empty table.
-    BeaconRestart,
-    /// The directory answers nothing useful.
-    DirectoryOutage,
-    /// A node's clock jumps forward (a laptop woke up).
-    ClockJump(usize, Micros),
-    /// A node's applications read one chunk per half second.
-    SlowReader(usize),
-    /// A node's applications read nothing.
-    StuckReader(usize),
-    /// A node's provider gives it another address.
-    AddressChange(usize),
-}
-
-/// Names of the faults, in the order of [`Fault::kind`].
-pub const FAULT_NAMES: [&str; 13] = [
-    "loss",
-    "duplication",
-    "corruption",
-    "reordering",
-    "partition",
-    "cut",
-    "restart",
-    "beacon-restart",
-    "directory-outage",
-    "clock-jump",
-    "slow-reader",
-    "stuck-reader",
-    "address-change",
-];
-
-impl Fault {
-    /// Index into [`FAULT_NAMES`].
-    pub fn kind(&self) -> usize {
-        match self {
-            Fault::Loss(..) => 0,
-            Fault::Duplication(..) => 1,
-            Fault::Corruption(..) => 2,
-            Fault::Reordering(..) => 3,
-            Fault::Partition(..) => 4,
-            Fault::Cut(..) => 5,
-            Fault::Restart(..) => 6,
-            Fault::BeaconRestart => 7,
-            Fault::DirectoryOutage => 8,
-            Fault::ClockJump(..) => 9,
-            Fault::SlowReader(..) => 10,
-            Fault::StuckReader(..) => 11,
-            Fault::AddressChange(..) => 12,
-        }
-    }
-}
+/// Bytes the jobs of a world carry together, at least.
+const JOB_BYTES: u64 = 1_020_000;
+/// One world in this many has a stream that offers far more than its reader takes.
+const FLOOD_EVERY: u64 = 50;
+/// What such a stream offers.
+const FLOOD: u64 = 8 << 20;
 
 /// How a stream is meant to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +28,22 @@ pub enum Ending {
     Abort(usize, Micros),
 }
 
+/// What a stream is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Part of the workload, never repeated.
+    Work,
+    /// Shows that a pair connects after the faults; dialled again until it does.
+    Probe,
+    /// An attempt at a job: the server's application acknowledges what it has stored.
+    Job {
+        /// Which.
+        job: usize,
+        /// Bytes acknowledged by earlier attempts.
+        from: u64,
+    },
+}
+
 /// A stream to be opened.
 #[derive(Debug, Clone)]
 pub struct StreamPlan {
@@ -99,12 +53,26 @@ pub struct StreamPlan {
     pub client: usize,
     /// Node that listens.
     pub server: usize,
-    /// Bytes from client and from server.
+    /// Bytes from client and from server; the first four of the client name the stream.
     pub bytes: [u64; 2],
     /// Its end.
     pub ending: Ending,
-    /// It tests that a pair connects after the faults.
-    pub probe: bool,
+    /// What for.
+    pub purpose: Purpose,
+}
+
+/// Bytes that must reach a server whatever happens: the client dials again after every failure and goes on after the
+/// last byte the server's application acknowledged.
+#[derive(Debug, Clone, Copy)]
+pub struct JobPlan {
+    /// First attempt.
+    pub at: Micros,
+    /// Node that sends.
+    pub client: usize,
+    /// Node that stores.
+    pub server: usize,
+    /// Bytes.
+    pub total: u64,
 }
 
 /// A datagram to be sent.
@@ -129,8 +97,10 @@ pub struct NodePlan {
     pub nat: NatKind,
     /// Its link.
     pub link: Link,
-    /// Open to everybody; else peers pass because the directory vouches for them.
+    /// Open to everybody; else peers pass because they trust each other.
     pub public: bool,
+    /// The beacon it uses.
+    pub beacon: usize,
 }
 
 /// A whole world.
@@ -140,8 +110,12 @@ pub struct Plan {
     pub calm: bool,
     /// Nodes.
     pub nodes: Vec<NodePlan>,
+    /// Beacons.
+    pub beacons: usize,
     /// Streams.
     pub streams: Vec<StreamPlan>,
+    /// Jobs.
+    pub jobs: Vec<JobPlan>,
     /// Datagrams.
     pub datagrams: Vec<DatagramPlan>,
     /// Faults: from, until, what.
@@ -152,7 +126,7 @@ fn other(rng: &mut Rng, count: usize, not: usize) -> usize {
     (not + 1 + rng.index(count - 1)) % count
 }
 
-fn node(rng: &mut Rng, calm: bool) -> NodePlan {
+fn node(rng: &mut Rng, calm: bool, beacons: usize) -> NodePlan {
     let nat = match rng.range(0, 4) {
         0 => NatKind::None,
         1 => NatKind::FullCone,
@@ -169,78 +143,169 @@ fn node(rng: &mut Rng, calm: bool) -> NodePlan {
         duplicate: dirty(rng, 3_000),
         ..Link::default()
     };
-    NodePlan { kind: NodeKind::Ours, nat, link, public: rng.chance(700_000) }
+    NodePlan { kind: NodeKind::Ours, nat, link, public: rng.chance(700_000), beacon: rng.index(beacons) }
 }
 
-fn fault(rng: &mut Rng, count: usize) -> (Fault, Micros) {
-    let node = rng.index(count);
-    let second = |rng: &mut Rng, low, high| rng.range(low * SECOND, high * SECOND);
-    match rng.range(0, FAULT_NAMES.len() as u64) {
-        0 => (Fault::Loss(node, rng.range(20_000, 600_000) as u32), second(rng, 1, 15)),
-        1 => (Fault::Duplication(node, rng.range(50_000, 500_000) as u32), second(rng, 1, 15)),
-        2 => (Fault::Corruption(node, rng.range(10_000, 300_000) as u32), second(rng, 1, 12)),
-        3 => (Fault::Reordering(node, rng.range(20_000, 400_000)), second(rng, 1, 12)),
-        4 => {
-            let mut island = BTreeSet::from([node]);
-            for i in 0..count {
-                if rng.chance(300_000) {
-                    island.insert(i);
-                }
-            }
-            (Fault::Partition(island, rng.chance(300_000)), second(rng, 1, 18))
-        }
-        5 => {
-            let peer = other(rng, count, node);
-            (Fault::Cut(node.min(peer), node.max(peer)), second(rng, 3, 25))
-        }
-        6 => (Fault::Restart(node), rng.range(50_000, 5 * SECOND)),
-        7 => (Fault::BeaconRestart, rng.range(10_000, 8 * SECOND)),
-        8 => (Fault::DirectoryOutage, second(rng, 1, 15)),
-        9 => {
-            let short = rng.chance(600_000);
-            let by = if short { rng.range(100_000, 20 * SECOND) } else { second(rng, 20, 900) };
-            (Fault::ClockJump(node, by), 0)
-        }
-        10 => (Fault::SlowReader(node), second(rng, 2, 20)),
-        11 => (Fault::StuckReader(node), second(rng, 2, 25)),
-        _ => (Fault::AddressChange(node), 0),
+fn streams(rng: &mut Rng, count: usize) -> Vec<StreamPlan> {
+    let mut streams = Vec::new();
+    for i in 0..rng.range(8, 13) {
+        let client = rng.index(count);
+        let server = other(rng, count, client);
+        let ending = match rng.range(0, 10) {
+            0 => Ending::Abort(0, rng.range(0, 3 * SECOND)),
+            1 => Ending::Abort(1, rng.range(0, 3 * SECOND)),
+            2..=4 => Ending::Close,
+            _ => Ending::HalfClose,
+        };
+        let most = if i == 0 { 300_000 } else { 50_000 };
+        let bytes = [rng.range(4, most), rng.range(0, most)];
+        let at = rng.range(2 * SECOND, 25 * SECOND);
+        streams.push(StreamPlan { at, client, server, bytes, ending, purpose: Purpose::Work });
     }
+    streams
+}
+
+fn jobs(rng: &mut Rng, count: usize) -> Vec<JobPlan> {
+    let number = rng.range(3, 6);
+    let mut jobs = Vec::new();
+    for _ in 0..number {
+        let client = rng.index(count);
+        let server = other(rng, count, client);
+        let total = JOB_BYTES / number + rng.range(1, 60_000);
+        jobs.push(JobPlan { at: rng.range(SECOND, 20 * SECOND), client, server, total });
+    }
+    jobs
+}
+
+fn datagrams(rng: &mut Rng, count: usize) -> Vec<DatagramPlan> {
+    let mut datagrams = Vec::new();
+    for _ in 0..rng.range(10, 60) {
+        let from = rng.index(count);
+        let to = other(rng, count, from);
+        let at = rng.range(SECOND, FAULTS_END);
+        datagrams.push(DatagramPlan { at, from, to, len: rng.range(4, 1100) as usize });
+    }
+    datagrams
+}
+
+/// Draws faults. `victims`: nodes whose process was not yet stopped or frozen by an earlier one.
+struct Faults<'a> {
+    rng: &'a mut Rng,
+    count: usize,
+    beacons: usize,
+    victims: Vec<usize>,
+}
+
+impl Faults<'_> {
+    fn seconds(&mut self, low: u64, high: u64) -> Micros {
+        self.rng.range(low * SECOND, high * SECOND)
+    }
+
+    fn victim(&mut self) -> usize {
+        if self.victims.is_empty() {
+            return self.rng.index(self.count);
+        }
+        let at = self.rng.index(self.victims.len());
+        self.victims.swap_remove(at)
+    }
+
+    fn one(&mut self, kind: Kind) -> (Fault, Micros) {
+        let node = self.rng.index(self.count);
+        let beacon = self.rng.index(self.beacons);
+        match kind {
+            Kind::Loss => (Fault::Loss(node, self.rng.range(20_000, 600_000) as u32), self.seconds(2, 15)),
+            Kind::Blackout => (Fault::Blackout(node), self.seconds(1, 20)),
+            Kind::Duplication => {
+                (Fault::Duplication(node, self.rng.range(50_000, 500_000) as u32), self.seconds(2, 15))
+            }
+            Kind::Corruption => {
+                (Fault::Corruption(node, self.rng.range(10_000, 300_000) as u32), self.seconds(2, 12))
+            }
+            Kind::Reordering => {
+                (Fault::Reordering(node, self.rng.range(20_000, 400_000)), self.seconds(2, 12))
+            }
+            Kind::Partition => {
+                let mut island = BTreeSet::from([node]);
+                for i in 0..self.count {
+                    if self.rng.chance(300_000) {
+                        island.insert(i);
+                    }
+                }
+                (Fault::Partition(island, self.rng.chance(300_000)), self.seconds(1, 18))
+            }
+            Kind::Cut => {
+                let peer = other(self.rng, self.count, node);
+                (Fault::Cut(node.min(peer), node.max(peer)), self.seconds(3, 25))
+            }
+            Kind::Restart => (Fault::Restart(self.victim(), false), self.rng.range(50_000, 5 * SECOND)),
+            Kind::RestartWithMemory => {
+                (Fault::Restart(self.victim(), true), self.rng.range(50_000, 5 * SECOND))
+            }
+            Kind::Freeze => (Fault::Freeze(self.victim()), self.seconds(1, 20)),
+            Kind::KeyRotation => (Fault::KeyRotation(node), 0),
+            Kind::BeaconRestart => (Fault::BeaconRestart(beacon), self.rng.range(10_000, 8 * SECOND)),
+            Kind::BeaconLoss => (Fault::BeaconLoss(beacon), self.rng.range(SECOND, 10 * SECOND)),
+            Kind::DirectoryOutage => (Fault::DirectoryOutage, self.seconds(1, 15)),
+            Kind::ClockJump => {
+                let short = self.rng.chance(600_000);
+                let by = if short { self.rng.range(100_000, 20 * SECOND) } else { self.seconds(20, 900) };
+                (Fault::ClockJump(node, by), 0)
+            }
+            Kind::SlowReader => (Fault::SlowReader(node), self.seconds(2, 20)),
+            Kind::StuckReader => (Fault::StuckReader(node), self.seconds(2, 25)),
+            Kind::AddressChange => (Fault::AddressChange(node), 0),
+        }
+    }
+}
+
+/// Faults of at least `kinds` kinds, some of them more than once.
+fn faults(rng: &mut Rng, count: usize, beacons: usize) -> Vec<(Micros, Micros, Fault)> {
+    let mut kinds: Vec<Kind> = Kind::ALL.to_vec();
+    kinds.retain(|kind| *kind != Kind::BeaconLoss || beacons > 1);
+    for i in (1..kinds.len()).rev() {
+        let j = rng.index(i + 1);
+        kinds.swap(i, j);
+    }
+    kinds.truncate(rng.range(8, 13) as usize);
+    for _ in 0..rng.range(0, 5) {
+        let again = Kind::ALL[rng.index(KINDS)];
+        // One beacon must stay.
+        if again != Kind::BeaconLoss {
+            kinds.push(again);
+        }
+    }
+    let mut draw = Faults { rng, count, beacons, victims: (0..count).collect() };
+    let mut faults = Vec::new();
+    for kind in kinds {
+        let (fault, lasts) = draw.one(kind);
+        let at = draw.rng.range(SECOND, 26 * SECOND);
+        faults.push((at, (at + lasts).min(FAULTS_END), fault));
+    }
+    faults
 }
 
 impl Plan {
     /// The world of a seed.
     pub fn new(seed: u64, rng: &mut Rng) -> Plan {
         let calm = seed.is_multiple_of(CALM_EVERY);
-        let count = rng.range(3, 13) as usize;
-        let nodes = (0..count).map(|_| node(rng, calm)).collect();
-        let mut streams = Vec::new();
-        for i in 0..rng.range(10, 16) {
-            let client = rng.index(count);
-            let server = other(rng, count, client);
-            let ending = match rng.range(0, 10) {
-                0 => Ending::Abort(0, rng.range(0, 3 * SECOND)),
-                1 => Ending::Abort(1, rng.range(0, 3 * SECOND)),
-                2..=4 => Ending::Close,
-                _ => Ending::HalfClose,
-            };
-            let most = if i == 0 { 600_000 } else { 120_000 };
-            let bytes = [rng.range(4, most), rng.range(0, most)];
-            let at = rng.range(2 * SECOND, 25 * SECOND);
-            streams.push(StreamPlan { at, client, server, bytes, ending, probe: false });
+        let count = match rng.range(0, 20) {
+            0 => rng.range(16, 31),
+            1..=4 => rng.range(9, 16),
+            _ => rng.range(3, 9),
+        } as usize;
+        let beacons = rng.range(1, 4) as usize;
+        let nodes = (0..count).map(|_| node(rng, calm, beacons)).collect();
+        let mut streams = streams(rng, count);
+        let jobs = jobs(rng, count);
+        let datagrams = datagrams(rng, count);
+        let mut faults = if calm { Vec::new() } else { faults(rng, count, beacons) };
+        if !calm && rng.range(0, FLOOD_EVERY) == 0 {
+            let flood = &mut streams[0];
+            flood.at = 3 * SECOND;
+            flood.bytes = [FLOOD, 0];
+            flood.ending = Ending::HalfClose;
+            faults.push((SECOND, 25 * SECOND, Fault::StuckReader(flood.server)));
         }
-        let mut datagrams = Vec::new();
-        for _ in 0..rng.range(10, 60) {
-            let from = rng.index(count);
-            let to = other(rng, count, from);
-            let at = rng.range(SECOND, FAULTS_END);
-            datagrams.push(DatagramPlan { at, from, to, len: rng.range(4, 1100) as usize });
-        }
-        let mut faults = Vec::new();
-        for _ in 0..if calm { 0 } else { rng.range(5, 14) } {
-            let (fault, lasts) = fault(rng, count);
-            let at = rng.range(SECOND, 30 * SECOND);
-            faults.push((at, (at + lasts).min(FAULTS_END), fault));
-        }
-        Plan { calm, nodes, streams, datagrams, faults }
+        Plan { calm, nodes, beacons, streams, jobs, datagrams, faults }
     }
 }

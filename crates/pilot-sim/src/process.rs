@@ -38,6 +38,7 @@ pub trait Process {
     fn poll_output(&mut self, now: Instant, buf: &mut Vec<u8>) -> Output;
 
     fn set_beacon(&mut self, now: Instant, beacon: SocketAddr);
+    fn set_identity(&mut self, now: Instant, identity: Arc<Identity>, node: NodeId);
     fn set_peer_key(&mut self, now: Instant, node: NodeId, key: Option<[u8; 32]>);
     fn set_route(&mut self, now: Instant, node: NodeId, route: Result<Route, String>);
     fn admit(&mut self, node: NodeId, until: Instant);
@@ -57,6 +58,8 @@ pub trait Process {
     /// False: refused.
     fn send_datagram(&mut self, now: Instant, to: Addr, port: u16, payload: &[u8]) -> bool;
 
+    /// Bytes of a connection's application that the peer has acknowledged, while the connection is open.
+    fn acknowledged(&self, conn: ConnId) -> Option<u64>;
     /// Encrypted frames opened and taken so far.
     fn opened(&self) -> u64;
     fn sizes(&self) -> Sizes;
@@ -74,6 +77,9 @@ impl Process for Engine {
     }
     fn set_beacon(&mut self, now: Instant, beacon: SocketAddr) {
         Engine::set_beacon(self, now, Some(beacon));
+    }
+    fn set_identity(&mut self, now: Instant, identity: Arc<Identity>, node: NodeId) {
+        Engine::set_identity(self, now, identity, node);
     }
     fn set_peer_key(&mut self, now: Instant, node: NodeId, key: Option<[u8; 32]>) {
         Engine::set_peer_key(self, now, node, key);
@@ -116,6 +122,9 @@ impl Process for Engine {
     }
     fn send_datagram(&mut self, now: Instant, to: Addr, port: u16, payload: &[u8]) -> bool {
         Engine::send_datagram(self, now, to, port, payload).is_ok()
+    }
+    fn acknowledged(&self, conn: ConnId) -> Option<u64> {
+        Engine::acknowledged(self, conn)
     }
     fn opened(&self) -> u64 {
         self.counters().encryption_success

@@ -1,7 +1,7 @@
 //! What a run saw.
 
+use crate::fault::Hits;
 use crate::net::{Micros, NetStats};
-use crate::plan::FAULT_NAMES;
 use std::collections::BTreeMap;
 
 /// What happened in one world.
@@ -19,8 +19,8 @@ pub struct Report {
     pub datagrams_sent: u64,
     /// Datagrams delivered.
     pub datagrams_received: u64,
-    /// How often each fault began, by [`FAULT_NAMES`].
-    pub fired: [u64; FAULT_NAMES.len()],
+    /// How often each fault began; what each did is in [`NetStats::hits`].
+    pub began: Hits,
     /// How sides of streams ended.
     pub ends: BTreeMap<String, u64>,
     /// Sessions installed by a key exchange that came directly.
@@ -31,8 +31,10 @@ pub struct Report {
     pub rekeyed: u64,
     /// What the network did.
     pub net: NetStats,
-    /// Every pair was connected this long after the last fault.
+    /// Every probed pair was connected this long after the last fault.
     pub connected_after: Micros,
+    /// Every job was done this long after the last fault (0: before).
+    pub done_after: Micros,
     /// Every stream had ended this long after the last fault.
     pub ended_after: Micros,
     /// Virtual length of the run.

@@ -1,37 +1,41 @@
-//! The world: nodes, beacon, directory and network on one clock, and the loop that runs them.
+//! The world: nodes, beacons, directory and network on one clock, and the loop that runs them.
 
 use crate::app::{PORT, Stream};
-use crate::beacon::Beacon;
-use crate::check::{Sabotage, Taken, Violation, Wire, pattern};
+use crate::check::{Sabotage, Taken, Violation, Wire};
+use crate::directory::MAINTAIN;
+use crate::fault::Kind;
+use crate::job::Job;
 use crate::net::{Flight, Micros, Nat, Network, Place, SECOND, beacon_addr};
 use crate::plan::{FAULTS_END, Plan, StreamPlan};
 use crate::process::{self, Process};
 use crate::report::Report;
 use crate::rng::Rng;
+use pilot_proto::NodeId;
 use pilot_proto::crypto::Identity;
-use pilot_proto::engine::{Event, Output, Route};
+use pilot_proto::engine::{Event, Output};
 use pilot_proto::stream::ConnId;
-use pilot_proto::{Addr, NodeId};
+use pilot_rendezvous::simulation::{Directory, Relay};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Every pair has exchanged a stream by this time after the last fault.
+/// Every pair that tries has exchanged a stream by this time after the last fault.
 pub const CONNECTED_WITHIN: Micros = 60 * SECOND;
+/// Every job is done by this time after the last fault: a client that waits for the receipts of a process that died
+/// learns of it by unanswered keepalives (60 s, then three times 15 s).
+pub const DONE_WITHIN: Micros = 130 * SECOND;
 /// Every stream has ended by this time after the last fault: the idle time of a connection (120 s) and its three
 /// keepalives, once for each of two sides in a row.
 pub const ENDED_WITHIN: Micros = 360 * SECOND;
 /// After that every connection is gone from every table.
 const LINGER: Micros = 15 * SECOND;
-/// Between two chunks of a slow reader.
-const SLOW: Micros = SECOND / 2;
 /// Outputs of one node in one turn.
 const MAX_TURN: u32 = 200_000;
 /// Turns without the clock moving.
 const MAX_STILL: u32 = 100_000;
-/// Datagrams carry their number in the first four bytes and this pattern.
-const DATAGRAM_TAG: u64 = 1 << 40;
+/// Datagrams the socket of a frozen process keeps.
+const SOCKET_BUFFER: usize = 150;
 
 /// How a node's applications read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,18 +59,26 @@ pub enum Happening {
     Key(usize, u32, NodeId),
     /// The directory answers a process about a node's address.
     Where(usize, u32, NodeId),
-    /// The directory answers a process that a node may come in.
+    /// The directory answers a process whether a node may come in.
     Admit(usize, u32, NodeId),
-    /// The directory learns an address.
-    Register(usize, SocketAddr),
+    /// A node learns its address.
+    Register(usize, u32, SocketAddr),
     /// A fault begins.
     Fault(usize),
     /// A fault ends.
     Mend(usize),
+    /// A node's key rotation is due.
+    Rotate(usize),
+    /// The nodes of a lost beacon leave it.
+    LeaveBeacon(usize),
+    /// A beacon's regular work.
+    Maintain(usize),
     /// A node starts.
     Start(usize),
     /// A stream is opened.
     Open(u32),
+    /// A job is attempted.
+    Job(usize),
     /// A stream is aborted by its application.
     Abort(u32),
     /// A datagram is sent.
@@ -80,14 +92,24 @@ pub struct Node {
     /// Its key pair, which survives restarts.
     pub identity: Arc<Identity>,
     /// Its process, if it runs.
-    pub engine: Option<Box<dyn Process>>,
+    pub process: Option<Box<dyn Process>>,
     /// Number of its process.
     pub life: u32,
     /// How far its clock is ahead.
     pub ahead: Micros,
     /// Its clock jumped by more than half the idle time of connections: it may end them without being asked.
     pub slept: bool,
-    /// When its engine wants to be woken (virtual time).
+    /// It is stopped, and its socket holds these.
+    pub frozen: Option<Vec<Flight>>,
+    /// The beacon it uses.
+    pub beacon: usize,
+    /// Its address as the beacon saw it last.
+    pub endpoint: Option<SocketAddr>,
+    /// The directory has that.
+    pub registered: bool,
+    /// Keys of other nodes it has learnt; a restart with memory keeps them.
+    pub known: BTreeMap<NodeId, [u8; 32]>,
+    /// When its process wants to be woken (virtual time).
     pub wake: Option<Micros>,
     /// Connections and the side of the stream they are.
     pub conns: BTreeMap<ConnId, (u32, usize)>,
@@ -95,36 +117,66 @@ pub struct Node {
     pub strangers: BTreeMap<ConnId, Vec<u8>>,
     /// How its applications read.
     pub reading: Reading,
-    taken: Taken,
-    datagrams: BTreeSet<u32>,
+    /// Datagrams its applications got from this process.
+    pub datagrams: BTreeSet<u32>,
     /// Turns it had.
     pub turns: u32,
+    taken: Taken,
 }
 
 /// A world.
 pub struct World {
     pub(crate) plan: Plan,
     pub(crate) now: Micros,
-    base: Instant,
-    rng: Rng,
+    pub(crate) base: Instant,
+    pub(crate) rng: Rng,
     pub(crate) nodes: Vec<Node>,
     pub(crate) net: Network,
-    pub(crate) beacon: Option<Beacon>,
+    pub(crate) relays: Vec<Option<Relay>>,
+    pub(crate) lost_beacon: Option<usize>,
+    pub(crate) directory: Directory,
     pub(crate) directory_up: bool,
-    addresses: BTreeMap<usize, SocketAddr>,
     wire: Wire,
     pub(crate) streams: Vec<Stream>,
+    pub(crate) jobs: Vec<Job>,
     queue: BTreeMap<(Micros, u64), Happening>,
     serial: u64,
     pub(crate) sabotage: Option<Sabotage>,
     pub(crate) lied: bool,
+    /// Events are printed.
+    pub(crate) tracing: bool,
     pub(crate) report: Report,
 }
 
-fn identity(rng: &mut Rng) -> Arc<Identity> {
+/// A fresh key pair.
+pub(crate) fn identity(rng: &mut Rng) -> Identity {
     // Every seed is valid; the library does not fail for want of memory in a simulation.
     #[allow(clippy::expect_used)]
-    Arc::new(Identity::from_seed(rng.secret()).expect("every 32 bytes are an Ed25519 seed"))
+    Identity::from_seed(rng.secret()).expect("every 32 bytes are an Ed25519 seed")
+}
+
+impl Node {
+    fn new(identity: Identity, beacon: usize) -> Node {
+        Node {
+            identity: Arc::new(identity),
+            process: None,
+            life: 0,
+            ahead: 0,
+            slept: false,
+            frozen: None,
+            beacon,
+            endpoint: None,
+            registered: false,
+            known: BTreeMap::new(),
+            wake: None,
+            conns: BTreeMap::new(),
+            strangers: BTreeMap::new(),
+            reading: Reading::Fast,
+            datagrams: BTreeSet::new(),
+            turns: 0,
+            taken: Taken::default(),
+        }
+    }
 }
 
 impl World {
@@ -132,60 +184,63 @@ impl World {
     pub fn new(seed: u64, sabotage: Option<Sabotage>) -> World {
         let mut rng = Rng::new(seed);
         let plan = Plan::new(seed, &mut rng);
-        let mut net = Network::default();
+        let mut net = Network { beacons: plan.beacons, ..Network::default() };
         let mut nodes = Vec::new();
         for (i, node) in plan.nodes.iter().enumerate() {
             net.nats.push(Nat::new(node.nat, i));
             net.links.push(node.link.clone());
-            nodes.push(Node {
-                identity: identity(&mut rng),
-                engine: None,
-                life: 0,
-                ahead: 0,
-                slept: false,
-                wake: None,
-                conns: BTreeMap::new(),
-                strangers: BTreeMap::new(),
-                reading: Reading::Fast,
-                taken: Taken::default(),
-                datagrams: BTreeSet::new(),
-                turns: 0,
-            });
+            nodes.push(Node::new(identity(&mut rng), node.beacon));
         }
+        let base = Instant::now();
         let mut world = World {
             now: 0,
-            base: Instant::now(),
+            base,
             rng,
             nodes,
             net,
-            beacon: Some(Beacon::default()),
+            relays: (0..plan.beacons).map(|_| None).collect(),
+            lost_beacon: None,
+            directory: Directory::new(beacon_addr(0), base),
             directory_up: true,
-            addresses: BTreeMap::new(),
             wire: Wire::default(),
             streams: Vec::new(),
+            jobs: plan.jobs.iter().map(|plan| Job::new(*plan)).collect(),
             queue: BTreeMap::new(),
             serial: 0,
             sabotage,
             lied: false,
+            tracing: false,
             report: Report::default(),
             plan,
         };
-        for i in 0..world.nodes.len() {
-            let at = world.rng.range(0, SECOND / 2);
-            world.at(at, Happening::Start(i));
-        }
-        for plan in world.plan.streams.clone() {
-            world.add_stream(plan);
-        }
-        for i in 0..world.plan.datagrams.len() {
-            world.at(world.plan.datagrams[i].at, Happening::Datagram(i));
-        }
-        for i in 0..world.plan.faults.len() {
-            let (from, until, _) = world.plan.faults[i];
-            world.at(from, Happening::Fault(i));
-            world.at(until, Happening::Mend(i));
-        }
+        world.schedule();
         world
+    }
+
+    fn schedule(&mut self) {
+        self.enroll();
+        for b in 0..self.plan.beacons {
+            self.start_beacon(b);
+            self.at(MAINTAIN / 2 + b as Micros, Happening::Maintain(b));
+        }
+        for i in 0..self.nodes.len() {
+            let at = self.rng.range(0, SECOND / 2);
+            self.at(at, Happening::Start(i));
+        }
+        for plan in self.plan.streams.clone() {
+            self.add_stream(plan);
+        }
+        for i in 0..self.jobs.len() {
+            self.at(self.plan.jobs[i].at, Happening::Job(i));
+        }
+        for i in 0..self.plan.datagrams.len() {
+            self.at(self.plan.datagrams[i].at, Happening::Datagram(i));
+        }
+        for i in 0..self.plan.faults.len() {
+            let (from, until, _) = self.plan.faults[i];
+            self.at(from, Happening::Fault(i));
+            self.at(until, Happening::Mend(i));
+        }
     }
 
     pub(crate) fn at(&mut self, at: Micros, what: Happening) {
@@ -202,6 +257,13 @@ impl World {
     /// Whether the harness is to tell this lie now: once per world.
     pub(crate) fn lie(&self, what: Sabotage) -> bool {
         self.sabotage == Some(what) && !self.lied
+    }
+
+    /// Prints a line for a human who replays a seed.
+    pub(crate) fn note(&self, line: impl FnOnce() -> String) {
+        if self.tracing {
+            println!("{:>12.6} {}", self.now as f64 / SECOND as f64, line());
+        }
     }
 
     /// A node's clock.
@@ -229,25 +291,20 @@ impl World {
         if let Some((a, b)) = self.unreached() {
             return Err(Violation::Unreachable { a, b, after: CONNECTED_WITHIN / SECOND });
         }
-        self.report.connected_after = self.now - FAULTS_END;
+        self.run_until(FAULTS_END + DONE_WITHIN, |w| w.undone().is_none())?;
+        if let Some(job) = self.undone() {
+            return Err(Violation::JobUndone { job, after: DONE_WITHIN / SECOND });
+        }
         self.run_until(FAULTS_END + ENDED_WITHIN, |w| w.unended().is_none())?;
         if let Some((stream, side)) = self.unended() {
             return Err(Violation::NeverEnded { stream, side, after: ENDED_WITHIN / SECOND });
         }
         self.report.ended_after = self.now - FAULTS_END;
-        self.check_complete()?;
         // Strangers have no stream to wait for; they end like any idle connection.
         let end = FAULTS_END + ENDED_WITHIN;
         self.run_until(end, |w| w.nodes.iter().all(|n| n.strangers.is_empty()))?;
         self.run_until(self.now + LINGER, |_| false)?;
-        for (i, node) in self.nodes.iter().enumerate() {
-            let left = node.engine.as_ref().map_or(0, |e| e.sizes().connections);
-            if left > 0 {
-                let (node, count) = (i as u32 + 1, left as u64);
-                return Err(Violation::TooMuch { node, what: "connections after the end", count, bound: 0 });
-            }
-        }
-        Ok(())
+        self.check_end_of_world()
     }
 
     fn run_until(&mut self, end: Micros, done: impl Fn(&World) -> bool) -> Result<(), Violation> {
@@ -280,134 +337,160 @@ impl World {
                     return Ok(());
                 }
                 self.nodes[n].wake = None;
-                let now = self.clock(n);
-                if let Some(engine) = self.nodes[n].engine.as_mut() {
-                    engine.handle_timeout(now);
-                }
-                self.drive(n)
+                self.wake(n)
             }
-            Happening::Key(n, life, about) => {
-                let up = self.directory_up;
-                let key = self.nodes.get(about as usize - 1).filter(|_| up).map(|p| *p.identity.public_key());
-                self.answer(n, life, |engine, now| engine.set_peer_key(now, about, key))
-            }
-            Happening::Where(n, life, about) => {
-                let route = if self.directory_up {
-                    let direct = self.addresses.get(&(about as usize - 1)).copied().into_iter().collect();
-                    Ok(Route { direct, relay_only: false })
-                } else {
-                    Err("registry unreachable".to_string())
-                };
-                self.answer(n, life, |engine, now| engine.set_route(now, about, route))
-            }
-            Happening::Admit(n, life, about) => {
-                let up = self.directory_up;
-                self.answer(n, life, |engine, now| {
-                    if up {
-                        engine.admit(about, now + Duration::from_secs(60));
-                    }
-                })
-            }
-            Happening::Register(n, addr) => {
-                if self.directory_up {
-                    self.addresses.insert(n, addr);
+            Happening::Key(n, life, about) => self.answer_key(n, life, about),
+            Happening::Where(n, life, about) => self.answer_route(n, life, about),
+            Happening::Admit(n, life, about) => self.answer_knock(n, life, about),
+            Happening::Register(n, life, at) => {
+                if self.nodes[n].life == life && self.nodes[n].process.is_some() {
+                    self.observed(n, at);
                 }
                 Ok(())
             }
             Happening::Fault(i) => self.begin(i),
             Happening::Mend(i) => self.mend(i),
-            Happening::Start(n) => self.start(n),
+            Happening::Rotate(n) => self.rotate(n),
+            Happening::LeaveBeacon(b) => self.leave_beacon(b),
+            Happening::Maintain(b) => {
+                self.maintain(b);
+                Ok(())
+            }
+            Happening::Start(n) => self.start(n, false),
             Happening::Open(id) => self.start_stream(id),
+            Happening::Job(job) => {
+                self.attempt(job);
+                Ok(())
+            }
             Happening::Abort(id) => self.abort_stream(id),
             Happening::Datagram(i) => self.send_datagram(i),
             Happening::Read(n) => self.slow_read(n),
         }
     }
 
-    fn answer(
-        &mut self,
-        n: usize,
-        life: u32,
-        f: impl FnOnce(&mut dyn Process, Instant),
-    ) -> Result<(), Violation> {
-        let now = self.clock(n);
-        let node = &mut self.nodes[n];
-        match node.engine.as_mut().filter(|_| node.life == life) {
-            Some(engine) => f(engine.as_mut(), now),
-            None => return Ok(()),
-        }
-        self.drive(n)
-    }
-
-    /// Starts a node's process, with nothing but its identity.
-    pub(crate) fn start(&mut self, n: usize) -> Result<(), Violation> {
+    /// Starts a node's process with its identity, and with what it had on its disk if it has memory.
+    pub(crate) fn start(&mut self, n: usize, memory: bool) -> Result<(), Violation> {
+        self.note(|| format!("node {}: process starts, memory: {memory}", n + 1));
         let secrets = [self.rng.secret(), self.rng.secret()];
         let now = self.clock(n);
         let node = &mut self.nodes[n];
         let plan = &self.plan.nodes[n];
         let identity = node.identity.clone();
         let start = process::Start { identity, node: n as NodeId + 1, public: plan.public, secrets };
-        let mut engine = process::start(plan.kind, start, now);
-        engine.listen(PORT);
-        engine.set_beacon(now, beacon_addr());
+        let mut process = process::start(plan.kind, start, now);
+        if !memory {
+            node.known.clear();
+        }
+        for (peer, key) in &node.known {
+            process.set_peer_key(now, *peer, Some(*key));
+        }
+        process.listen(PORT);
+        process.set_beacon(now, beacon_addr(node.beacon));
         node.life += 1;
-        node.engine = Some(engine);
+        node.process = Some(process);
         (node.taken, node.datagrams, node.wake) = (Taken::default(), BTreeSet::new(), None);
+        self.register(n);
         self.drive(n)
     }
 
-    /// The process dies.
-    pub(crate) fn stop(&mut self, n: usize) {
-        self.nodes[n].engine = None;
+    /// The process dies. Without memory the next one has another port.
+    pub(crate) fn stop(&mut self, n: usize, memory: bool) {
+        self.sample(n);
+        self.nodes[n].process = None;
         self.nodes[n].wake = None;
+        self.nodes[n].frozen = None;
+        if !memory {
+            self.net.nats[n].rebind();
+            self.nodes[n].endpoint = None;
+        }
         self.lose_streams(n);
+    }
+
+    /// A node looks at its clock.
+    pub(crate) fn wake(&mut self, n: usize) -> Result<(), Violation> {
+        if self.nodes[n].frozen.is_some() {
+            return Ok(());
+        }
+        let now = self.clock(n);
+        if let Some(process) = self.nodes[n].process.as_mut() {
+            process.handle_timeout(now);
+        }
+        self.drive(n)
     }
 
     fn arrive(&mut self, flight: Flight) -> Result<(), Violation> {
         let Some(place) = self.net.receiver(self.now, &flight) else { return Ok(()) };
-        let Flight { from, mut bytes, .. } = flight;
         match place {
-            Place::Beacon => {
-                self.wire.on_arrival(self.now, usize::MAX, &bytes);
-                let out = self.beacon.as_mut().map(|b| b.handle(from, &bytes)).unwrap_or_default();
+            Place::Beacon(b) => {
+                let Flight { from, mut bytes, .. } = flight;
+                if !matches!(flight.sender, Place::Beacon(_)) {
+                    self.wire.on_arrival(self.now, usize::MAX, &bytes);
+                }
+                let now = self.base + Duration::from_micros(self.now);
+                let mut out = Vec::new();
+                if let Some(relay) = self.relays[b].as_mut() {
+                    relay.handle(from, &mut bytes, now, |to, bytes| out.push((to, bytes.to_vec())));
+                }
                 for (to, bytes) in out {
-                    self.send(Place::Beacon, to, &bytes);
+                    self.send(Place::Beacon(b), to, &bytes);
                 }
                 Ok(())
             }
             Place::Node(n) => {
-                self.wire.on_arrival(self.now, n, &bytes);
-                let frame = self.wire.genuine(&bytes);
-                let now = self.clock(n);
-                let lie = self.lie(Sabotage::AcceptReplay) && self.nodes[n].taken.has(frame);
-                let node = &mut self.nodes[n];
-                let Some(engine) = node.engine.as_mut() else { return Ok(()) };
-                let before = engine.opened();
-                engine.handle_datagram(now, from, &mut bytes);
-                let after = engine.opened() + u64::from(lie);
-                node.taken.on_handled(n as u32 + 1, frame, (before, after))?;
-                self.drive(n)
+                if let Some(buffer) = self.nodes[n].frozen.as_mut() {
+                    if buffer.len() < SOCKET_BUFFER {
+                        buffer.push(flight);
+                    }
+                    return Ok(());
+                }
+                self.handle(n, flight)
             }
         }
     }
 
-    fn send(&mut self, from: Place, to: SocketAddr, bytes: &[u8]) {
-        for (at, flight) in self.net.send(self.now, &mut self.rng, from, to, bytes) {
-            self.at(at.max(self.now + 1), Happening::Arrival(flight));
-        }
+    /// A process reads a datagram from its socket.
+    pub(crate) fn handle(&mut self, n: usize, flight: Flight) -> Result<(), Violation> {
+        let Flight { from, mut bytes, .. } = flight;
+        self.wire.on_arrival(self.now, n, &bytes);
+        self.note(|| format!("node {}: <- {from} {}", n + 1, crate::check::describe(&bytes)));
+        let frame = self.wire.genuine(&bytes);
+        let now = self.clock(n);
+        let lie = self.lie(Sabotage::AcceptReplay) && self.nodes[n].taken.has(frame);
+        let node = &mut self.nodes[n];
+        let Some(process) = node.process.as_mut() else { return Ok(()) };
+        let before = process.opened();
+        process.handle_datagram(now, from, &mut bytes);
+        let after = process.opened() + u64::from(lie);
+        node.taken.on_handled(n as u32 + 1, frame, (before, after))?;
+        self.drive(n)
+    }
+
+    pub(crate) fn send(&mut self, from: Place, to: SocketAddr, bytes: &[u8]) {
+        let (now, queue, serial) = (self.now, &mut self.queue, &mut self.serial);
+        self.net.send(now, &mut self.rng, from, to, bytes, |at, flight| {
+            *serial += 1;
+            queue.insert((at.max(now + 1), *serial), Happening::Arrival(flight));
+        });
     }
 
     /// Lets a node do everything it has to do now.
     pub(crate) fn drive(&mut self, n: usize) -> Result<(), Violation> {
+        if self.nodes[n].frozen.is_some() {
+            return Ok(());
+        }
         let mut buf = Vec::new();
+        let now = self.clock(n);
         for _ in 0..MAX_TURN {
-            let now = self.clock(n);
-            let Some(engine) = self.nodes[n].engine.as_mut() else { return Ok(()) };
-            match engine.poll_output(now, &mut buf) {
+            let Some(process) = self.nodes[n].process.as_mut() else { return Ok(()) };
+            match process.poll_output(now, &mut buf) {
                 Output::Transmit(t) => {
+                    let direct = self.net.node_at(t.to).map(|n| n as u32 + 1);
                     for bytes in buf.chunks(t.segment_size.unwrap_or(t.len).max(1)) {
                         let reuse = self.lie(Sabotage::ReuseNonce);
-                        self.wire.on_send(bytes, reuse)?;
+                        self.note(|| {
+                            format!("node {}: -> {} {}", n + 1, t.to, crate::check::describe(bytes))
+                        });
+                        self.wire.on_send(bytes, direct, reuse)?;
                         self.send(Place::Node(n), t.to, bytes);
                     }
                 }
@@ -437,11 +520,12 @@ impl World {
     fn on_event(&mut self, n: usize, event: Event) -> Result<(), Violation> {
         let life = self.nodes[n].life;
         let soon = self.now + self.rng.range(2_000, 50_000);
+        self.note(|| format!("node {}: {event:?}", n + 1));
         match event {
             Event::NeedKey(node) => self.at(soon, Happening::Key(n, life, node)),
             Event::NeedRoute(node) => self.at(soon, Happening::Where(n, life, node)),
             Event::Knock { node, .. } => self.at(soon, Happening::Admit(n, life, node)),
-            Event::Observed(addr) => self.at(soon, Happening::Register(n, addr)),
+            Event::Observed(addr) => self.at(soon, Happening::Register(n, life, addr)),
             Event::Stream(event) => self.on_stream_event(n, event)?,
             Event::Datagram { src, payload, .. } => {
                 self.on_datagram(n, src, &payload)?;
@@ -463,55 +547,12 @@ impl World {
         Ok(())
     }
 
-    fn send_datagram(&mut self, i: usize) -> Result<(), Violation> {
-        let plan = self.plan.datagrams[i];
-        let mut payload = pattern(DATAGRAM_TAG + i as u64, 0, plan.len);
-        payload[..4].copy_from_slice(&(i as u32).to_be_bytes());
-        let now = self.clock(plan.from);
-        if let Some(engine) = self.nodes[plan.from].engine.as_mut() {
-            // Refused when too many wait for a session; that is no fault.
-            let sent = engine.send_datagram(now, Addr::backbone(plan.to as NodeId + 1), 9, &payload);
-            self.report.datagrams_sent += u64::from(sent);
+    /// A read that a fault puts off.
+    pub(crate) fn read_put_off(&mut self, n: usize) {
+        match self.nodes[n].reading {
+            Reading::Fast => {}
+            Reading::Slow => self.hit(Kind::SlowReader),
+            Reading::Stuck => self.hit(Kind::StuckReader),
         }
-        self.drive(plan.from)
-    }
-
-    fn on_datagram(&mut self, n: usize, src: Addr, payload: &[u8]) -> Result<(), Violation> {
-        let node = n as u32 + 1;
-        let altered = Violation::DatagramAltered { node };
-        let Some(id) = payload.first_chunk::<4>().map(|b| u32::from_be_bytes(*b)) else {
-            return Err(altered);
-        };
-        let Some(plan) = self.plan.datagrams.get(id as usize) else { return Err(altered) };
-        let expected = pattern(DATAGRAM_TAG + u64::from(id), 0, plan.len);
-        let lie = self.lie(Sabotage::AlterDatagram);
-        let same = payload.len() == plan.len && payload[4..] == expected[4..] && !lie;
-        if plan.to != n || src.node != plan.from as NodeId + 1 || !same {
-            return Err(altered);
-        }
-        if !self.nodes[n].datagrams.insert(id) {
-            return Err(Violation::DatagramTwice { node, id });
-        }
-        self.report.datagrams_received += 1;
-        Ok(())
-    }
-
-    /// A slow reader takes one chunk of every connection.
-    fn slow_read(&mut self, n: usize) -> Result<(), Violation> {
-        if self.nodes[n].reading != Reading::Slow {
-            return Ok(());
-        }
-        self.read_all(n, 1)?;
-        self.at(self.now + SLOW, Happening::Read(n));
-        Ok(())
-    }
-
-    /// Reads what the applications of a node left unread.
-    pub(crate) fn read_all(&mut self, n: usize, most: usize) -> Result<(), Violation> {
-        let all: Vec<(u32, usize)> = self.nodes[n].conns.values().copied().collect();
-        for (id, side) in all {
-            self.pump_read(n, id, side, most)?;
-        }
-        self.drive(n)
     }
 }

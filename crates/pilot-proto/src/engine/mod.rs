@@ -560,6 +560,10 @@ impl Engine {
         self.streams.abort(now, conn)
     }
 
+    /// See [`Streams::acknowledged`].
+    pub fn acknowledged(&self, conn: ConnId) -> Option<u64> {
+        self.streams.acknowledged(conn)
+    }
     /// See [`Streams::describe`].
     pub fn describe(&self, conn: ConnId) -> Option<stream::ConnInfo> {
         self.streams.describe(conn)

@@ -490,6 +490,11 @@ impl Streams {
         });
     }
 
+    /// Bytes of a connection's application that the peer has acknowledged, while the connection is open.
+    pub fn acknowledged(&self, conn: ConnId) -> Option<u64> {
+        self.conns.get(&conn).filter(|conn| conn.state == State::Open).map(|conn| conn.send.una())
+    }
+
     /// Who a connection is with, while it exists.
     pub fn describe(&self, conn: ConnId) -> Option<ConnInfo> {
         let conn = self.conns.get(&conn)?;
