@@ -64,6 +64,13 @@ impl World {
 
     /// What must be true when everything is over.
     pub(crate) fn check_end_of_world(&self) -> Result<(), Violation> {
+        for (i, node) in self.nodes.iter().enumerate() {
+            let left = node.process.as_ref().map_or(0, |p| p.sizes().connections);
+            if left > 0 {
+                let (node, count) = (i as u32 + 1, left as u64);
+                return Err(Violation::TooMuch { node, what: "connections after the end", count, bound: 0 });
+            }
+        }
         for (id, stream) in self.streams.iter().enumerate() {
             check_complete(id as u32, stream)?;
             check_acknowledged(id as u32, stream)?;
@@ -71,13 +78,6 @@ impl World {
         for (job, state) in self.jobs.iter().enumerate() {
             if state.stored != state.plan.total {
                 return Err(Violation::ReceiptFalse { job, receipt: state.receipted, stored: state.stored });
-            }
-        }
-        for (i, node) in self.nodes.iter().enumerate() {
-            let left = node.process.as_ref().map_or(0, |p| p.sizes().connections);
-            if left > 0 {
-                let (node, count) = (i as u32 + 1, left as u64);
-                return Err(Violation::TooMuch { node, what: "connections after the end", count, bound: 0 });
             }
         }
         self.check_worth()

@@ -182,12 +182,28 @@ pub fn describe(datagram: &[u8]) -> String {
     format!("{what} ({} bytes)", datagram.len())
 }
 
+/// A frame that was sent.
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    checksum: u32,
+    sender: u32,
+    /// The node it was meant for, if known.
+    to: Option<u32>,
+}
+
+impl Sent {
+    /// The two nodes whose key it was sealed with.
+    fn pair(&self) -> Option<(u32, u32)> {
+        self.to.map(|to| (self.sender.min(to), self.sender.max(to)))
+    }
+}
+
 /// Watches sealed frames on their way.
 #[derive(Debug, Default)]
 pub struct Wire {
-    /// Frames sent, with a checksum of their bytes and the node they were meant for, if known. Both directions of a
-    /// session may share a key, so that the sender is not part of what must be unique.
-    sent: HashMap<([u8; 4], u64), (u32, u32, Option<u32>), Quick>,
+    /// Frames sent, by prefix and counter. Both directions of a session may share a key, so that the sender is not part
+    /// of what must be unique.
+    sent: HashMap<([u8; 4], u64), Sent, Quick>,
     last: HashMap<u32, Nonce>,
     /// Folded over everything that arrived: two runs of a seed must agree.
     pub trace: u64,
@@ -211,13 +227,12 @@ impl Wire {
             nonce = last;
         }
         let Nonce { node, prefix, counter, .. } = nonce;
-        let earlier = self.sent.insert((prefix, counter), (crc32fast::hash(frame), node, to));
-        let Some((_, sender, meant)) = earlier else { return Ok(()) };
+        let sent = Sent { checksum: crc32fast::hash(frame), sender: node, to };
+        let Some(earlier) = self.sent.insert((prefix, counter), sent) else { return Ok(()) };
         // Prefixes are random: two sessions may have the same one. A key belongs to one pair of nodes.
-        let pair = |node: u32, to: Option<u32>| to.map(|to| (node.min(to), node.max(to)));
-        let other_key = match (pair(node, to), pair(sender, meant)) {
+        let other_key = match (sent.pair(), earlier.pair()) {
             (Some(one), Some(other)) => one != other,
-            _ => sender != node,
+            _ => sent.sender != earlier.sender,
         };
         if other_key { Ok(()) } else { Err(Violation::NonceRepeated { node, prefix, counter }) }
     }
@@ -233,7 +248,7 @@ impl Wire {
         let (frame, _) = unwrap(datagram)?;
         let nonce = sealed(frame)?;
         let sent = self.sent.get(&(nonce.prefix, nonce.counter));
-        Some((nonce, sent.is_some_and(|(sum, ..)| *sum == crc32fast::hash(frame))))
+        Some((nonce, sent.is_some_and(|sent| sent.checksum == crc32fast::hash(frame))))
     }
 }
 

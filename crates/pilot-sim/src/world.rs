@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 /// Every pair that tries has exchanged a stream by this time after the last fault.
 pub const CONNECTED_WITHIN: Micros = 60 * SECOND;
 /// Every job is done by this time after the last fault: a client that waits for the receipts of a process that died
-/// learns of it by unanswered keepalives (60 s, then three times 15 s).
-pub const DONE_WITHIN: Micros = 130 * SECOND;
+/// learns of it by unanswered keepalives (60 s, then three times 15 s) and an unanswered FIN (60 s).
+pub const DONE_WITHIN: Micros = 240 * SECOND;
 /// Every stream has ended by this time after the last fault: the idle time of a connection (120 s) and its three
 /// keepalives, once for each of two sides in a row.
 pub const ENDED_WITHIN: Micros = 360 * SECOND;
@@ -119,6 +119,8 @@ pub struct Node {
     pub reading: Reading,
     /// Datagrams its applications got from this process.
     pub datagrams: BTreeSet<u32>,
+    /// When it last sent datagrams to a node again, because that node may have lost them with its session.
+    pub salvaged: BTreeMap<NodeId, Micros>,
     /// Turns it had.
     pub turns: u32,
     taken: Taken,
@@ -173,6 +175,7 @@ impl Node {
             strangers: BTreeMap::new(),
             reading: Reading::Fast,
             datagrams: BTreeSet::new(),
+            salvaged: BTreeMap::new(),
             turns: 0,
             taken: Taken::default(),
         }
@@ -537,6 +540,10 @@ impl World {
                 self.report.tunnels_relayed += u64::from(relay);
                 self.report.tunnels_direct += u64::from(!relay);
                 self.report.rekeyed += u64::from(rekeyed);
+            }
+            Event::Publish("tunnel.desync_salvage", fields) => {
+                let peer = fields["peer_node_id"].as_u64().unwrap_or(0);
+                self.nodes[n].salvaged.insert(peer as NodeId, self.now);
             }
             Event::PeerKeyProven { .. }
             | Event::OtherKeyProven { .. }
