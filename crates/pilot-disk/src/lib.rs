@@ -242,6 +242,23 @@ impl Disk {
         self.noted(path, opened)
     }
 
+    /// Makes an empty file (mode 0600) durably if there is none; its directory must exist.
+    ///
+    /// # Errors
+    /// Whatever the disk refuses.
+    pub fn touch(&self, path: &Path) -> Result<(), DiskError> {
+        let fail = |e| DiskError::new("create", path, e);
+        if !path.exists() {
+            let id = FILES.fetch_add(1, Ordering::Relaxed);
+            self.step(Op::Create { path, file: id }, || {
+                OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
+            })
+            .map_err(fail)?;
+        }
+        // Also of a file that is there: perhaps it was made right before a crash.
+        self.sync_dir(parent(path)).map_err(fail)
+    }
+
     /// Deletes what interrupted writes left in a directory: files named `.NAME.tmp` that nobody writes now. One that does
     /// not exist has none.
     ///

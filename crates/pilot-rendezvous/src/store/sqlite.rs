@@ -4,12 +4,14 @@ use super::{Snapshot, Store, StoreError, Write};
 use crate::registry::model::{
     InboxRequest, InboxResponse, Invite, Key, Member, NetworkRecord, NodeRecord, Role, Standing,
 };
-use rusqlite::{Connection, Row, params};
+use pilot_disk::Disk;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, Row, params};
 use std::path::Path;
 use std::time::Duration;
 
 /// One step per schema version, applied in order; `PRAGMA user_version` counts the applied ones.
-const MIGRATIONS: &[&str] = &[
+pub(super) const MIGRATIONS: &[&str] = &[
     // Version 1.
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
      CREATE TABLE nodes (
@@ -51,7 +53,8 @@ pub(crate) struct Sqlite {
 impl From<rusqlite::Error> for StoreError {
     fn from(e: rusqlite::Error) -> StoreError {
         use rusqlite::ErrorCode::{
-            CannotOpen, DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull, NotADatabase,
+            CannotOpen, DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull, NotADatabase, ReadOnly,
+            SystemIoFailure,
         };
         let hint = match e.sqlite_error_code() {
             Some(DiskFull) => "the disk is full; free some space",
@@ -60,6 +63,10 @@ impl From<rusqlite::Error> for StoreError {
             }
             Some(NotADatabase) => "the file is no registry store; name another file",
             Some(DatabaseCorrupt) => "the file is damaged; restore a copy",
+            Some(ReadOnly) => {
+                "the disk or the file is read-only; make it writable for this user or name another file"
+            }
+            Some(SystemIoFailure) => "the disk refuses; check its free space and the system's log",
             Some(CannotOpen) => "does its folder exist and may this user write there?",
             _ => return StoreError(e.to_string()),
         };
@@ -86,10 +93,18 @@ fn key(bytes: Vec<u8>) -> Result<Key, StoreError> {
 impl Sqlite {
     /// Opens or creates the file (private: it holds who trusts whom) and brings its schema up to date.
     pub fn open(path: &Path) -> Result<Sqlite, StoreError> {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        // SQLite makes the files beside it with the same mode. A path it cannot have is its own error to tell.
-        let _ = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-        Sqlite::prepare(Connection::open(path)?)
+        Sqlite::open_on(&Disk::new(), path, None)
+    }
+
+    /// The same on a disk that may be watched; `vfs` is SQLite's way to it.
+    pub(super) fn open_on(disk: &Disk, path: &Path, vfs: Option<&str>) -> Result<Sqlite, StoreError> {
+        // SQLite makes the files beside it with the same mode, and syncs the directory for those, but not for this one. A
+        // path it cannot have is its own error to tell.
+        let _ = disk.touch(path);
+        Sqlite::prepare(match vfs {
+            None => Connection::open(path)?,
+            Some(vfs) => Connection::open_with_flags_and_vfs(path, OpenFlags::default(), vfs)?,
+        })
     }
 
     /// A store that lives as long as the process.
@@ -101,18 +116,14 @@ impl Sqlite {
         db.busy_timeout(LOCK_WAIT)?;
         // Exclusive: two registries on one file would hand out the same ids.
         db.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+        // Before anything is written: a file we do not know is left as it is, its log included.
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        let found = version(&db)?;
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         db.pragma_update(None, "journal_mode", "WAL")?;
         // A commit returns after the log is on the disk.
         db.pragma_update(None, "synchronous", "FULL")?;
         db.pragma_update(None, "fullfsync", true)?;
-        let found: usize =
-            db.pragma_query_value(None, "user_version", |r| r.get::<_, i64>(0))?.try_into().unwrap_or(0);
-        if found > MIGRATIONS.len() {
-            return Err(StoreError(format!(
-                "the store has schema version {found}, this program knows up to {}; use a newer program",
-                MIGRATIONS.len()
-            )));
-        }
         for (at, step) in MIGRATIONS.iter().enumerate().skip(found) {
             let tx = db.transaction_with_behavior(rusqlite::TransactionBehavior::Exclusive)?;
             tx.execute_batch(step)?;
@@ -131,6 +142,18 @@ impl Sqlite {
         self.db.pragma_update(None, "max_page_count", pages).unwrap();
     }
 
+    /// Writes the log back whenever it has this many pages.
+    #[cfg(test)]
+    pub fn checkpoint_every(&self, pages: u32) {
+        self.db.pragma_update(None, "wal_autocheckpoint", pages).unwrap();
+    }
+
+    /// SQLite's own check of the whole file; "ok" if nothing is wrong.
+    #[cfg(test)]
+    pub fn integrity(&self) -> String {
+        self.db.pragma_query_value(None, "integrity_check", |row| row.get(0)).unwrap()
+    }
+
     fn rows<T>(
         &self,
         sql: &str,
@@ -143,6 +166,21 @@ impl Sqlite {
             out.push(read(row)?);
         }
         Ok(out)
+    }
+}
+
+/// How many migrations the file has had; refuses those of newer programs and of other ones.
+fn version(db: &Connection) -> Result<usize, StoreError> {
+    let found = db.pragma_query_value(None, "user_version", |r| r.get::<_, i64>(0))?;
+    let known = MIGRATIONS.len();
+    match usize::try_from(found) {
+        Ok(0) if db.query_row("SELECT EXISTS (SELECT 1 FROM sqlite_master)", [], |r| r.get(0))? => {
+            Err(StoreError("the file is a database of another program; name another file".into()))
+        }
+        Ok(found) if found <= known => Ok(found),
+        _ => Err(StoreError(format!(
+            "the store has schema version {found}, this program knows up to {known}; use a newer program"
+        ))),
     }
 }
 

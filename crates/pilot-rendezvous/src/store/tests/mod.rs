@@ -1,5 +1,8 @@
 //! What was acknowledged is there afterwards.
 
+mod formats;
+mod powercut;
+
 use super::sqlite::Sqlite;
 use super::{Store, StoreError, Write, writer};
 use crate::registry::model::{NodeRecord, Standing};
