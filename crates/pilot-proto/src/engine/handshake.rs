@@ -7,7 +7,7 @@ use crate::NodeId;
 use crate::crypto;
 use crate::path::Choice;
 use crate::stream::DialError;
-use crate::tunnel::exchange::{ANSWER_EVERY, DUPLICATE, Exchange, MAX_ABANDONED, SILENT};
+use crate::tunnel::exchange::{ANSWER_EVERY, DUPLICATE, Exchange, MAX_ABANDONED, Pace, SILENT};
 use crate::tunnel::session::Session;
 use crate::wire::beacon::{Message, relay_header};
 use crate::wire::frame::{self, Frame, Pila, Pilk};
@@ -135,7 +135,7 @@ impl Engine {
                 peer.path.learn(from);
             }
             if peer.exchange.is_none() && !peer.in_cooldown(now) {
-                let mut exchange = Exchange::new(false, now);
+                let mut exchange = Exchange::new(Pace::Calm, now);
                 exchange.sent(now);
                 peer.exchange = Some(exchange);
                 self.exchanging += 1;
@@ -548,7 +548,7 @@ impl Engine {
         match &mut peer.exchange {
             Some(exchange) => exchange.hurry(now),
             None => {
-                peer.exchange = Some(Exchange::new(true, now));
+                peer.exchange = Some(Exchange::new(Pace::Eager, now));
                 self.exchanging += 1;
                 self.send_exchange(now, node);
             }

@@ -90,6 +90,9 @@ impl Engine {
         }
         peer.exchange = None;
         self.exchanging = self.exchanging.saturating_sub(1);
+        if exchange.greets() {
+            return self.remove_peer(node);
+        }
         peer.cooldown = Some(now + COOLDOWN);
         let active = peer.active(now, connections);
         let wanted = active || !peer.pending.is_empty() || peer.session.is_some();

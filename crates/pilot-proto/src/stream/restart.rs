@@ -119,11 +119,15 @@ impl Conn {
 
     /// Takes the word of the peer that it does not know this connection.
     pub(super) fn on_unknown(&mut self, cx: &mut Context<'_>) {
-        let reason = if self.closing.wants_close() && self.send.fin_was_sent() && self.send.all_acked() {
+        let nothing_expected = self.closing.wants_close() || self.closing.peer_done;
+        let reason = if nothing_expected && self.send.fin_was_sent() && self.send.all_acked() {
             // It has closed and forgotten the connection; only its answer to our FIN was lost.
             CloseReason::Closed
         } else if self.doubt.rekeyed {
             CloseReason::PeerRestarted
+        } else if self.closing.peer_done && self.send.fin_was_sent() {
+            // It has ended the connection long ago, perhaps in order: what it took of the last bytes remains unknown.
+            CloseReason::DeadPeer
         } else {
             CloseReason::Reset
         };

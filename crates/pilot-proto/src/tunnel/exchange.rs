@@ -14,6 +14,8 @@ pub const CALM_ATTEMPTS: u32 = 6;
 const EAGER_MS: [u64; 4] = [250, 500, 1_000, 2_000];
 /// Sends at the eager pace before giving up: four fast ones, then five four seconds apart (23.75 s in all).
 pub const EAGER_ATTEMPTS: u32 = 9;
+/// Sends of a greeting: 0, 0.25, 0.75 and 1.75 s. Then it is over without further consequence.
+pub const GREETING_ATTEMPTS: u32 = 4;
 /// After giving up, packets to the peer are refused for this long.
 pub const COOLDOWN: Duration = Duration::from_secs(5);
 /// An exchange with the same key within this time of the last is a copy that came another way.
@@ -27,26 +29,37 @@ pub const UNREADABLE_EVERY: Duration = Duration::from_secs(3);
 /// X25519 keys remembered as abandoned by a peer; a replayed old exchange cannot bring one back.
 pub const MAX_ABANDONED: usize = 8;
 
+/// How fast an exchange is repeated, and how often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// We want to reach the peer.
+    Eager,
+    /// It asked for our key, and nothing has proven that it was the one who asked.
+    Calm,
+    /// We have restarted and tell it, should it be there.
+    Greeting,
+}
+
 /// An exchange that waits for the peer's answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Exchange {
     /// Sends so far.
     pub attempts: u32,
-    eager: bool,
+    pace: Pace,
     /// When to send again or give up.
     pub next: Instant,
 }
 
 impl Exchange {
     /// An exchange about to be sent for the first time.
-    pub fn new(eager: bool, now: Instant) -> Exchange {
-        Exchange { attempts: 0, eager, next: now }
+    pub fn new(pace: Pace, now: Instant) -> Exchange {
+        Exchange { attempts: 0, pace, next: now }
     }
 
-    /// We want to reach this peer now: a calm exchange goes on at the eager pace, with the next send soon.
+    /// We want to reach this peer now: the exchange goes on at the eager pace, with the next send soon.
     pub fn hurry(&mut self, now: Instant) {
-        if !self.eager {
-            self.eager = true;
+        if self.pace != Pace::Eager {
+            self.pace = Pace::Eager;
             self.attempts = self.attempts.min(1);
             self.next = self.next.min(now + Duration::from_millis(EAGER_MS[0]));
         }
@@ -54,13 +67,23 @@ impl Exchange {
 
     /// Counts a send and sets the next one.
     pub fn sent(&mut self, now: Instant) {
-        let fast = EAGER_MS.get(self.attempts as usize).filter(|_| self.eager);
+        let fast = EAGER_MS.get(self.attempts as usize).filter(|_| self.pace != Pace::Calm);
         self.attempts = self.attempts.saturating_add(1);
         self.next = now + fast.map_or(RETRANSMIT, |ms| Duration::from_millis(*ms));
     }
 
     /// All sends were made.
     pub fn exhausted(&self) -> bool {
-        self.attempts >= if self.eager { EAGER_ATTEMPTS } else { CALM_ATTEMPTS }
+        self.attempts
+            >= match self.pace {
+                Pace::Eager => EAGER_ATTEMPTS,
+                Pace::Calm => CALM_ATTEMPTS,
+                Pace::Greeting => GREETING_ATTEMPTS,
+            }
+    }
+
+    /// It only greets.
+    pub fn greets(&self) -> bool {
+        self.pace == Pace::Greeting
     }
 }
