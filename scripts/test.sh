@@ -51,7 +51,7 @@ step "format"
 cargo fmt --all --check
 
 step "lints"
-cargo clippy --quiet --locked --workspace --all-targets --features pilotctl/interop -- -D warnings
+cargo clippy --quiet --locked --workspace --all-targets --features pilotctl/interop,pilot-refmodel/interop -- -D warnings
 
 step "dependencies"
 "$deny" --log-level error check licenses bans sources
@@ -75,6 +75,6 @@ left=$(find "$jail" -mindepth 1 -type f ! -path "$jail/pilotctl")
 [ -z "$left" ] || fail "the demo left files behind: $left"
 
 step "interoperation with the reference 1.18.0"
-PILOT_REFERENCE_VENV=$venv cargo test --locked --workspace --features pilotctl/interop --test interop -- --test-threads 4
+PILOT_REFERENCE_VENV=$venv cargo test --locked --workspace --features pilotctl/interop,pilot-refmodel/interop --test interop -- --test-threads 4
 
 step "all passed"

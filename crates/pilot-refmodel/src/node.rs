@@ -379,9 +379,9 @@ impl Node {
             let why = if keyed { DialError::Timeout } else { DialError::KeyExchange };
             return self.fail_dial(id, why);
         }
-        let (node, wait) = (dial.node, dial.wait);
-        dial.wait = (wait * 2).min(DIAL_WAIT.1);
-        dial.at = Some(now + wait);
+        let node = dial.node;
+        dial.wait = (dial.wait * 2).min(DIAL_WAIT.1);
+        dial.at = Some(now + dial.wait);
         let queued = self.peers.get(&node).is_some_and(|p| !p.queue.is_empty());
         if !queued {
             self.send_syn(now, id);

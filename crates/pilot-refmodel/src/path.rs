@@ -381,6 +381,8 @@ impl Node {
         if !route.relay_only {
             self.tell_beacon(&Message::PunchRequest { requester: self.node, target: node });
         }
+        // Entering the peer sends one exchange, the reset another: the second counts as a repetition.
+        self.exchange(now, node, true);
         self.exchange(now, node, true);
     }
 

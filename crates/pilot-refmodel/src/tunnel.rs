@@ -117,7 +117,8 @@ impl Node {
             Frame::Pila(pila) => self.on_pila(now, origin, pila, bytes),
             Frame::Pilk(pilk) => self.on_pilk(now, origin, pilk, bytes),
             Frame::Pils(header) => self.on_pils(now, origin, header, bytes),
-            Frame::Pilt(_) | Frame::Pilp | Frame::Beacon(_) => {}
+            // Plaintext, punches, and magics that came after this version.
+            _ => {}
         }
     }
 
@@ -188,11 +189,8 @@ impl Node {
         }
         match self.key_verdict(now, pilk.node, None, origin.asked) {
             Verdict::Ask => self.ask_key(pilk.node, origin, bytes),
-            // A key request.
-            Verdict::Go => {
-                self.enter(now, pilk.node, origin.from, origin.relay.is_some());
-                self.exchange(now, pilk.node, false);
-            }
+            // A key request: answered on the path to the peer, so not at all if it is not in the table.
+            Verdict::Go => self.exchange(now, pilk.node, false),
             // Nobody vouches for the sender: anonymous.
             Verdict::Drop => self.agree(now, origin, pilk.node, pilk.x25519),
         }
