@@ -11,11 +11,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::{Deref, DerefMut};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// Packets an interface queues towards the links. Large, so that the loss on a link is the loss asked for.
 const TX_QUEUE: usize = 10_000;
 /// MTU of an interface, in bytes, unless set otherwise.
 const MTU: usize = 1500;
+/// How long the kernel may take to use a new address.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A host. Clones are handles to the same host; it lives as long as the laboratory.
 #[derive(Clone)]
@@ -136,14 +139,17 @@ impl Host {
             let prefixes = [net.v4, net.v6];
             state.connect(port, tun).map(|()| (port, addrs, prefixes))
         })?;
-        let mut batch = format!("link set dev {name} txqueuelen {TX_QUEUE} mtu {MTU} addrgenmode none up\n");
+        // In this order: an interface that is up has made itself a link-local address already.
+        let mut batch = format!("link set dev {name} txqueuelen {TX_QUEUE} mtu {MTU} addrgenmode none\n");
+        batch.push_str(&format!("link set dev {name} up\n"));
         for (addr, prefix) in with_prefixes(&addrs, prefixes) {
             batch.push_str(&add_address(addr, prefix, &name));
             if index == 0 {
-                batch.push_str(&add_default_route(prefix, &name));
+                batch.push_str(&set_default_route(prefix, &name));
             }
         }
         self.ip_batch(&batch)?;
+        self.wait_for_addresses(&addrs)?;
         self.interfaces().push(Interface { name, port, network, addrs });
         Ok(())
     }
@@ -212,10 +218,11 @@ impl Host {
         for (addr, prefix) in with_prefixes(&addrs, prefixes) {
             batch.push_str(&add_address(addr, prefix, &old.name));
             if n == 0 {
-                batch.push_str(&add_default_route(prefix, &old.name));
+                batch.push_str(&set_default_route(prefix, &old.name));
             }
         }
         self.ip_batch(&batch)?;
+        self.wait_for_addresses(&addrs)?;
         self.interfaces()[n].addrs = addrs;
         Ok(())
     }
@@ -254,6 +261,24 @@ impl Host {
         self.spawn(command)?.wait_with_output()
     }
 
+    /// Waits until the kernel takes packets for new addresses. For IPv6 that is a little after they are set: the
+    /// route to a local address is made by a work queue.
+    fn wait_for_addresses(&self, addrs: &[IpAddr]) -> io::Result<()> {
+        let routes: Vec<String> = addrs.iter().filter_map(local_route).collect();
+        let deadline = Instant::now() + ADDRESS_PATIENCE;
+        loop {
+            let table = self.run(|| std::fs::read_to_string("/proc/thread-self/net/ipv6_route"))??;
+            if routes.iter().all(|r| table.lines().any(|line| line.starts_with(r))) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let why = format!("host {}: the kernel did not take the addresses {addrs:?}", self.name());
+                return Err(io::Error::other(why));
+            }
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+    }
+
     fn port(&self, n: usize) -> PortId {
         self.interfaces()[n].port
     }
@@ -280,6 +305,14 @@ impl Host {
     }
 }
 
+/// How the kernel's table of IPv6 routes begins the line of a local address.
+fn local_route(addr: &IpAddr) -> Option<String> {
+    match addr {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(a) => Some(format!("{:032x} 80 ", a.to_bits())),
+    }
+}
+
 fn with_prefixes(addrs: &[IpAddr], prefixes: [Option<Prefix>; 2]) -> Vec<(IpAddr, Prefix)> {
     let find =
         |a: &IpAddr| prefixes.into_iter().flatten().find(|p| p.is_v4() == a.is_ipv4()).map(|p| (*a, p));
@@ -291,8 +324,8 @@ fn add_address(addr: IpAddr, prefix: Prefix, device: &str) -> String {
     format!("addr add {addr}/{} dev {device}{nodad}\n", prefix.len())
 }
 
-fn add_default_route(prefix: Prefix, device: &str) -> String {
-    format!("route add default via {} dev {device}\n", prefix.nth(1))
+fn set_default_route(prefix: Prefix, device: &str) -> String {
+    format!("route replace default via {} dev {device}\n", prefix.nth(1))
 }
 
 /// A process on a host; killed and waited for when dropped.

@@ -1,8 +1,11 @@
 //! The laboratory: where networks and hosts are made.
 
 use crate::fabric::Fabric;
+use crate::firewall::Firewall;
 use crate::host::{Families, HostBuilder};
+use crate::link::Duplex;
 use crate::prefix::Prefix;
+use crate::router::{self, RouterBuilder};
 use crate::spaces::Processes;
 use crate::world::NetworkId;
 use std::hash::{BuildHasher, RandomState};
@@ -69,15 +72,29 @@ impl Lab {
     ///
     /// If a prefix does not parse, or there are two of one family.
     pub fn network(&self, prefixes: &[&str]) -> io::Result<NetworkId> {
-        let (mut v4, mut v6) = (None, None);
-        for text in prefixes {
-            let prefix: Prefix = text.parse().map_err(io::Error::other)?;
-            let slot = if prefix.is_v4() { &mut v4 } else { &mut v6 };
-            if slot.replace(prefix).is_some() {
-                return Err(io::Error::other(format!("{text}: a network has one prefix of each family")));
-            }
-        }
+        let (v4, v6) = router::prefixes(prefixes)?;
         Ok(self.fabric.with(move |state| state.world.add_network(v4, v6)))
+    }
+
+    /// Begins a router between a network outside, through a link, and a new network with these prefixes inside;
+    /// [`RouterBuilder::start`] makes it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lab::network`].
+    pub fn router(
+        &self,
+        outside: NetworkId,
+        link: impl Into<Duplex>,
+        inside: &[&str],
+    ) -> io::Result<RouterBuilder> {
+        Ok(RouterBuilder {
+            fabric: Arc::clone(&self.fabric),
+            wan: (outside, link.into()),
+            lan: router::prefixes(inside)?,
+            nat: None,
+            firewall: Firewall::stateful(),
+        })
     }
 
     /// Packets on a network that no host or router there takes, so far.

@@ -24,17 +24,23 @@
 //! kernel ends with it, even when it is killed.
 
 mod fabric;
+mod firewall;
 mod host;
 mod lab;
 mod link;
+mod nat;
 mod packet;
 mod prefix;
+mod router;
 mod spaces;
 mod sys;
 mod world;
 
+pub use firewall::Firewall;
 pub use host::{Families, Host, HostBuilder, Process};
 pub use lab::Lab;
 pub use link::{Duplex, Link, LinkCounts};
+pub use nat::{Dependence, Nat, Ports};
 pub use prefix::Prefix;
+pub use router::{Router, RouterBuilder, RouterCounts};
 pub use world::{NetworkId, PortId};

@@ -1,8 +1,10 @@
 //! IP packets as bytes: reading headers, checksums, and the ICMP errors a router sends.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 
 pub(crate) const ICMP: u8 = 1;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
 const IGMP: u8 = 2;
 pub(crate) const ICMP6: u8 = 58;
 
@@ -165,4 +167,149 @@ fn ipv4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     out[10..12].copy_from_slice(&sum.to_be_bytes());
     out.extend_from_slice(payload);
     out
+}
+
+/// Changes 16-bit words under a checksum (RFC 1624, equation 3).
+fn adjust(sum: u16, old: &[u8], new: &[u8]) -> u16 {
+    let mut total = u32::from(!sum);
+    for (old, new) in old.chunks_exact(2).zip(new.chunks_exact(2)) {
+        total += u32::from(!u16::from_be_bytes([old[0], old[1]]))
+            + u32::from(u16::from_be_bytes([new[0], new[1]]));
+    }
+    while total > 0xffff {
+        total = (total >> 16) + (total & 0xffff);
+    }
+    !(total as u16)
+}
+
+/// Overwrites bytes at `at` and keeps the checksum stored at `sum_at` right, if that lies within the packet.
+fn patch(p: &mut [u8], at: usize, new: &[u8], sum_at: &[usize]) {
+    for &sum in sum_at {
+        if sum + 2 <= p.len() {
+            let adjusted = adjust(be16(p, sum), &p[at..at + new.len()], new);
+            p[sum..sum + 2].copy_from_slice(&adjusted.to_be_bytes());
+        }
+    }
+    p[at..at + new.len()].copy_from_slice(new);
+}
+
+/// One less hop to go; `false` if there was none left.
+pub(crate) fn take_hop(p: &mut [u8]) -> bool {
+    let Some(head) = head(p) else { return false };
+    if head.ttl <= 1 {
+        return false;
+    }
+    match head.src {
+        IpAddr::V4(_) => patch(p, 8, &[head.ttl - 1, head.protocol], &[10]),
+        IpAddr::V6(_) => p[7] = head.ttl - 1,
+    }
+    true
+}
+
+/// Both ends of a flow, as the packet shows them. ICMP echo has its identifier as the port of whoever asked, and
+/// port 0 for who answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Flow {
+    pub protocol: u8,
+    pub src: SocketAddr,
+    pub dst: SocketAddr,
+}
+
+/// The flow of a TCP, UDP or ICMP echo packet; `None` for anything else.
+pub(crate) fn flow(p: &[u8], head: &Head) -> Option<Flow> {
+    let at = head.payload;
+    if head.later_fragment || p.len() < at + 8 {
+        return None;
+    }
+    let (src, dst) = match (head.protocol, p[at]) {
+        (TCP | UDP, _) => (be16(p, at), be16(p, at + 2)),
+        (ICMP, 8) | (ICMP6, 128) => (be16(p, at + 4), 0),
+        (ICMP, 0) | (ICMP6, 129) => (0, be16(p, at + 4)),
+        _ => return None,
+    };
+    Some(Flow {
+        protocol: head.protocol,
+        src: SocketAddr::new(head.src, src),
+        dst: SocketAddr::new(head.dst, dst),
+    })
+}
+
+/// The packet an ICMP error quotes, if this is one and quotes enough: where it begins, its header and its flow.
+pub(crate) fn quoted(p: &[u8], head: &Head) -> Option<(usize, Head, Flow)> {
+    if !is_icmp_error(p, head) || head.later_fragment {
+        return None;
+    }
+    let at = head.payload + ICMP_HEADER;
+    // What is quoted is usually shorter than its header says.
+    let quote = p.get(at..)?;
+    let version = quote.first()? >> 4;
+    let inner = match version {
+        4 if quote.len() >= IPV4_HEADER => {
+            let payload = usize::from(quote[0] & 15) * 4;
+            let (src, dst) = (IpAddr::V4(v4(quote, 12)), IpAddr::V4(v4(quote, 16)));
+            let later_fragment = be16(quote, 6) & 0x1fff != 0;
+            Head { src, dst, protocol: quote[9], payload, later_fragment, dont_fragment: true, ttl: quote[8] }
+        }
+        6 => self::head(quote)?,
+        _ => return None,
+    };
+    flow(quote, &inner).map(|flow| (at, inner, flow))
+}
+
+/// Which end of a packet to rewrite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Src,
+    Dst,
+}
+
+/// Rewrites an address and port of an IPv4 TCP, UDP or ICMP echo packet (or the beginning of one) and keeps its
+/// checksums right.
+pub(crate) fn rewrite(p: &mut [u8], head: &Head, end: End, to: SocketAddrV4) {
+    let at = head.payload;
+    let sum = match head.protocol {
+        TCP => Some(at + 16),
+        // A checksum of zero means there is none.
+        UDP if p.len() >= at + 8 && be16(p, at + 6) != 0 => Some(at + 6),
+        _ => None,
+    };
+    let ip_at = if end == End::Src { 12 } else { 16 };
+    match sum {
+        Some(sum) => patch(p, ip_at, &to.ip().octets(), &[10, sum]),
+        None => patch(p, ip_at, &to.ip().octets(), &[10]),
+    }
+    let port = to.port().to_be_bytes();
+    match head.protocol {
+        // The identifier belongs to whoever asked, whichever way the packet goes.
+        ICMP => patch(p, at + 4, &port, &[at + 2]),
+        _ => {
+            let port_at = if end == End::Src { at } else { at + 2 };
+            match sum {
+                Some(sum) => patch(p, port_at, &port, &[sum]),
+                None => patch(p, port_at, &port, &[]),
+            }
+        }
+    }
+    if head.protocol == UDP && sum.is_some() && be16(p, at + 6) == 0 {
+        p[at + 6..at + 8].copy_from_slice(&[0xff, 0xff]);
+    }
+}
+
+/// Rewrites the packet an ICMPv4 error quotes, and the error's own address at `outer` (its other end is kept).
+pub(crate) fn rewrite_error(
+    p: &mut [u8],
+    head: &Head,
+    quote_at: usize,
+    inner: &Head,
+    end: End,
+    to: SocketAddrV4,
+) {
+    rewrite(&mut p[quote_at..], inner, end, to);
+    // The error travels against the packet it quotes.
+    let outer_at = if end == End::Src { 16 } else { 12 };
+    patch(p, outer_at, &to.ip().octets(), &[10]);
+    let at = head.payload;
+    p[at + 2..at + 4].fill(0);
+    let sum = checksum(0, &p[at..]);
+    p[at + 2..at + 4].copy_from_slice(&sum.to_be_bytes());
 }

@@ -1,9 +1,12 @@
 //! The network between the hosts: segments, links and what is under way, as one state machine. Packets and the
 //! time go in, packets for hosts come out; nothing here knows of the kernel.
 
+use crate::firewall::{Firewall, FirewallState};
 use crate::link::{Duplex, LinkCounts, LinkState, Verdict};
+use crate::nat::{Nat, NatState};
 use crate::packet::{self, Head};
 use crate::prefix::Prefix;
+use crate::router::{RouterCounts, RouterState};
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, HashMap};
 use std::net::IpAddr;
@@ -35,6 +38,8 @@ pub(crate) struct Network {
     owners: HashMap<IpAddr, PortId>,
     /// Which port leads to addresses beyond the segment, longest prefix first.
     routes: Vec<(Prefix, PortId)>,
+    /// The router that leads out of here, if there is one.
+    gateway: Option<usize>,
     /// Addresses given away so far, the segment's router's included.
     assigned: u32,
     /// Packets for nobody.
@@ -43,6 +48,8 @@ pub(crate) struct Network {
 
 struct Port {
     network: NetworkId,
+    /// The router it belongs to; else it is a host's.
+    router: Option<usize>,
     up: LinkState,
     down: LinkState,
 }
@@ -84,6 +91,7 @@ pub(crate) struct World {
     seed: u64,
     networks: Vec<Network>,
     ports: Vec<Port>,
+    routers: Vec<RouterState>,
     under_way: BinaryHeap<Reverse<UnderWay>>,
     order: u64,
     spare: Vec<Vec<u8>>,
@@ -95,6 +103,7 @@ impl World {
             seed,
             networks: Vec::new(),
             ports: Vec::new(),
+            routers: Vec::new(),
             under_way: BinaryHeap::new(),
             order: 0,
             spare: Vec::new(),
@@ -108,6 +117,7 @@ impl World {
             ports: Vec::new(),
             owners: HashMap::new(),
             routes: Vec::new(),
+            gateway: None,
             // The first address belongs to the segment's router, if it has one.
             assigned: 1,
             unroutable: 0,
@@ -124,6 +134,7 @@ impl World {
         let stream = id.0 as u64 * 2;
         self.ports.push(Port {
             network,
+            router: None,
             up: LinkState::new(link.up, self.seed, stream),
             down: LinkState::new(link.down, self.seed, stream + 1),
         });
@@ -145,6 +156,90 @@ impl World {
             network.owners.insert(addr, port);
         } else if network.owners.get(&addr) == Some(&port) {
             network.owners.remove(&addr);
+        }
+    }
+
+    /// The addresses a port owns.
+    pub fn addrs(&self, port: PortId) -> Vec<IpAddr> {
+        let owners = &self.networks[self.ports[port.0].network.0].owners;
+        let mut addrs: Vec<IpAddr> = owners.iter().filter(|(_, p)| **p == port).map(|(a, _)| *a).collect();
+        addrs.sort_unstable();
+        addrs
+    }
+
+    /// Sends everything for a prefix that nobody on the segment owns to this port.
+    pub fn add_route(&mut self, prefix: Prefix, port: PortId) {
+        let routes = &mut self.networks[self.ports[port.0].network.0].routes;
+        routes.push((prefix, port));
+        routes.sort_by_key(|(p, _)| Reverse(p.len()));
+    }
+
+    /// Makes a port the way out of its network: it owns the first address of each prefix and gets what is for
+    /// elsewhere.
+    pub fn set_gateway(&mut self, port: PortId) {
+        let network = &self.networks[self.ports[port.0].network.0];
+        for prefix in [network.v4, network.v6].into_iter().flatten() {
+            self.set_owner(port, prefix.nth(1), true);
+            self.add_route(Prefix::new(prefix.nth(1), 0), port);
+        }
+    }
+
+    /// Makes a prefix behind a port known, here and in the networks that lead here.
+    fn announce(&mut self, prefix: Prefix, port: PortId) {
+        self.add_route(prefix, port);
+        if let Some(router) = self.networks[self.ports[port.0].network.0].gateway {
+            self.announce(prefix, self.routers[router].wan);
+        }
+    }
+
+    pub fn add_router(
+        &mut self,
+        outside: NetworkId,
+        link: Duplex,
+        inside: NetworkId,
+        nat: Option<Nat>,
+        firewall: Firewall,
+    ) -> usize {
+        let id = self.routers.len();
+        let wan = self.add_port(outside, link);
+        let lan = self.add_port(inside, Duplex::default());
+        for port in [wan, lan] {
+            self.ports[port.0].router = Some(id);
+        }
+        let addrs = self.assign(outside);
+        for addr in &addrs {
+            self.set_owner(wan, *addr, true);
+        }
+        let external = addrs.iter().find_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None });
+        // Streams of the generator below 2^32 are the links'.
+        let nat = nat.zip(external).map(|(nat, e)| NatState::new(nat, e, self.seed, (1 << 32) + id as u64));
+        let (v4, v6) = (self.networks[inside.0].v4, self.networks[inside.0].v6);
+        let translated = nat.is_some();
+        let (firewall, counts) = (FirewallState::new(firewall), RouterCounts::default());
+        self.routers.push(RouterState { wan, lan, nat, firewall, counts });
+        self.networks[inside.0].gateway = Some(id);
+        self.set_gateway(lan);
+        for prefix in [v4.filter(|_| !translated), v6].into_iter().flatten() {
+            self.announce(prefix, wan);
+        }
+        id
+    }
+
+    pub fn router(&mut self, id: usize) -> &mut RouterState {
+        &mut self.routers[id]
+    }
+
+    /// Gives a router other addresses outside; its NAT begins anew.
+    pub fn change_router_address(&mut self, id: usize) {
+        let wan = self.routers[id].wan;
+        for addr in self.addrs(wan) {
+            self.set_owner(wan, addr, false);
+        }
+        for addr in self.assign(self.ports[wan.0].network) {
+            self.set_owner(wan, addr, true);
+            if let (IpAddr::V4(addr), Some(nat)) = (addr, &mut self.routers[id].nat) {
+                nat.restart(addr);
+            }
         }
     }
 
@@ -236,13 +331,19 @@ impl World {
     }
 
     /// A packet has come through a link.
-    fn step(&mut self, now: Instant, step: Step, packet: Vec<u8>, out: &mut impl Deliver) {
+    fn step(&mut self, now: Instant, step: Step, mut packet: Vec<u8>, out: &mut impl Deliver) {
         match step {
             Step::Enter(port) => self.switch(now, port, packet, out),
-            Step::Leave(port) => {
-                out.deliver(port, &packet);
-                self.recycle(packet);
-            }
+            Step::Leave(port) => match self.ports[port.0].router {
+                Some(router) => match self.routers[router].forward(now, port, &mut packet) {
+                    Some(port) => self.offer(now, Step::Enter(port), packet, out),
+                    None => self.recycle(packet),
+                },
+                None => {
+                    out.deliver(port, &packet);
+                    self.recycle(packet);
+                }
+            },
         }
     }
 

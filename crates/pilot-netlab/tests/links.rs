@@ -1,11 +1,12 @@
 //! Hosts and links in the kernel: packets of real processes go where they should, and suffer what was asked.
 
+mod common;
+
+use common::{PATIENCE, wait_until};
 use pilot_netlab::{Lab, Link};
 use std::net::UdpSocket;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 #[test]
 fn a_link_delays_and_loses_what_was_asked() {
@@ -38,15 +39,6 @@ fn a_link_delays_and_loses_what_was_asked() {
     let (up, _) = a.counts(0);
     assert!((140..=260).contains(&up.lost), "{up:?}");
     assert_eq!(up.lost + up.delivered, sent);
-}
-
-#[track_caller]
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain: {what}");
-        std::thread::yield_now();
-    }
 }
 
 #[test]
