@@ -1,10 +1,11 @@
 //! The pure state cores for simulations of whole networks: no sockets, no disk, clocks passed in.
 
-use crate::beacon::{Beacon, Settings};
+use crate::beacon::{Beacon, Directory as _, Known, Settings};
 use crate::clock::Now;
 use crate::config::Config;
 use crate::registry::request::Request;
 use crate::registry::{Checked, Registry, Session};
+use pilot_proto::NodeId;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -57,6 +58,16 @@ impl Directory {
     }
 }
 
+impl crate::beacon::Directory for Directory {
+    fn find(&self, node: NodeId) -> Option<Known> {
+        self.registry.known(node)
+    }
+
+    fn reached(&self, ip: IpAddr) -> bool {
+        self.sessions.values().any(|session| session.peer.ip() == ip)
+    }
+}
+
 /// The beacon's state core.
 pub struct Relay {
     beacon: Beacon,
@@ -78,10 +89,17 @@ impl Relay {
         &mut self,
         from: SocketAddr,
         datagram: &mut [u8],
+        directory: &Directory,
         now: Instant,
         mut send: impl FnMut(SocketAddr, &[u8]),
     ) {
-        self.beacon.handle(from, datagram, now, &mut send);
+        self.beacon.handle(from, datagram, directory, now, &mut send);
+    }
+
+    /// A node has registered.
+    pub fn registered(&mut self, node: NodeId, directory: &Directory, now: Instant) {
+        let ip = directory.find(node).and_then(|known| known.ip);
+        self.beacon.registered(node, ip, now);
     }
 
     /// What the server does every ten seconds.

@@ -60,6 +60,12 @@ impl World {
         let key = self.nodes[n].identity.public_key_base64();
         let answer = self.ask(n, json!({"type": "register", "public_key": key, "listen_addr": listen}));
         self.nodes[n].registered = answer.is_some_and(|a| a["node_id"] == n + 1);
+        if self.nodes[n].registered {
+            let now = self.base + Duration::from_micros(self.now);
+            for relay in self.relays.iter_mut().flatten() {
+                relay.registered(n as NodeId + 1, &self.directory, now);
+            }
+        }
     }
 
     /// The beacon told a node its address.

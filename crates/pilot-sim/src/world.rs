@@ -432,7 +432,9 @@ impl World {
                 let now = self.base + Duration::from_micros(self.now);
                 let mut out = Vec::new();
                 if let Some(relay) = self.relays[b].as_mut() {
-                    relay.handle(from, &mut bytes, now, |to, bytes| out.push((to, bytes.to_vec())));
+                    let directory = &self.directory;
+                    relay
+                        .handle(from, &mut bytes, directory, now, |to, bytes| out.push((to, bytes.to_vec())));
                 }
                 for (to, bytes) in out {
                     self.send(Place::Beacon(b), to, &bytes);
