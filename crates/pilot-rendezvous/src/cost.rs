@@ -57,7 +57,11 @@ pub(crate) struct Budget {
 
 fn cost(req: Request<'_>, bytes: usize) -> u32 {
     let kind = req.kind();
-    let signed = if req.text("signature").is_empty() { 0 } else { SIGNATURE };
+    let signed = match kind {
+        "publish_record" => 2 * SIGNATURE,
+        _ if req.text("signature").is_empty() => 0,
+        _ => SIGNATURE,
+    };
     let change = if changes(kind) { CHANGE } else { 0 };
     let listing = if listing(kind) { LISTING } else { 0 };
     // A body is at most 1 MiB.

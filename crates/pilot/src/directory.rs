@@ -129,7 +129,9 @@ impl Shared {
 
     /// The registry's record of a node.
     pub(crate) async fn lookup(&self, node: NodeId) -> Answer {
-        self.ask_once("lookup", node, || self.lookup_request(node)).await
+        let before = self.known_record(node);
+        let answer = self.ask_once("lookup", node, || self.lookup_request(node)).await?;
+        self.judge_record(node, before, answer)
     }
 
     /// A `lookup`. References send the bare id; a registry that keeps private records from strangers needs to know
@@ -162,6 +164,7 @@ impl Shared {
         if let Some(route) = lock(&self.directory.routes).get(&node, ROUTE_FRESH) {
             return Ok(route);
         }
+        let before = self.known_record(node);
         let answer = self
             .ask_once("resolve", node, || {
                 let (requester, identity) = self.state(|s| (s.node, s.identity.clone()));
@@ -172,7 +175,8 @@ impl Shared {
                     "signature": identity.sign_text(&challenge::pair("resolve", requester, node)),
                 })
             })
-            .await;
+            .await
+            .and_then(|answer| self.judge_record(node, before, answer));
         let error = match answer {
             Ok(answer) => match self.read_route(node, &answer).await {
                 Ok(route) => {

@@ -26,6 +26,7 @@ mod peers;
 mod pins;
 mod platform;
 mod presence;
+mod records;
 mod registry;
 mod shared;
 mod socket;

@@ -516,7 +516,10 @@ impl Node {
                 _ => return Err(error),
             },
         };
-        self.shared.state(|s| s.identity = fresh.clone());
+        self.shared.state(|s| {
+            s.identity = fresh.clone();
+            s.key_generation = s.key_generation.saturating_add(1);
+        });
         self.shared.command(Command::Identity(fresh.clone(), node));
         self.shared.trust_identity(node, fresh.clone());
         if let Some(path) = self.shared.config.identity_path.clone() {
@@ -530,6 +533,7 @@ impl Node {
                 ));
             }
         }
+        self.shared.renew_record(true).await;
         self.shared.publish("key.rotated", json!({"node_id": node, "public_key": key}));
         Ok(answer)
     }

@@ -9,7 +9,8 @@
 //! ```json
 //! {"version": 1, "port": 40001, "registry": "9f…", "registry_addr": "registry.example:9000", "peers": [
 //!   {"node_id": 7, "registry": "9f…", "public_key": "…", "key_version": 1, "first_seen": 1795217564,
-//!    "last_seen": 1795217999, "endpoints": ["192.0.2.7:4000"]}]}
+//!    "last_seen": 1795217999, "endpoints": ["192.0.2.7:4000"],
+//!    "record_generation": 0, "record_sequence": 1795217999000000}]}
 //! ```
 //!
 //! `registry` is the `registry_id` the registry gave itself, else its address; node ids mean nothing at another one.
@@ -48,6 +49,9 @@ pub(crate) struct KnownPeer {
     pub(crate) last_seen: u64,
     /// Where it was last reached directly, newest first; empty: only through the relay.
     pub(crate) endpoints: Vec<SocketAddr>,
+    /// Key generation and sequence of the newest record it signed itself; 0: none.
+    pub(crate) generation: u32,
+    pub(crate) sequence: u64,
 }
 
 /// How a key compares to the pin.
@@ -106,6 +110,10 @@ struct Entry {
     last_seen: u64,
     #[serde(default)]
     endpoints: Vec<SocketAddr>,
+    #[serde(default)]
+    record_generation: u32,
+    #[serde(default)]
+    record_sequence: u64,
 }
 
 impl Peers {
@@ -226,6 +234,17 @@ impl Peers {
         self.dirty.notify_one();
     }
 
+    /// The node signed a record of this sequence with its pinned key.
+    pub(crate) fn note_record(&self, node: NodeId, key: &[u8; 32], generation: u32, sequence: u64) {
+        let mut state = self.state();
+        let at = (state.registry.clone(), node);
+        let peer = state.peers.get_mut(&at).filter(|peer| peer.key == *key && peer.sequence < sequence);
+        if let Some(peer) = peer {
+            (peer.generation, peer.sequence) = (generation, sequence);
+            self.dirty.notify_one();
+        }
+    }
+
     fn put(&self, now_unix: u64, node: NodeId, key: [u8; 32], key_version: u32) {
         let mut state = self.state();
         let at = (state.registry.clone(), node);
@@ -237,7 +256,15 @@ impl Peers {
             state.peers.remove(&oldest);
         }
         let first_seen = state.peers.get(&at).map_or(now_unix, |known| known.first_seen);
-        let peer = KnownPeer { key, key_version, first_seen, last_seen: now_unix, endpoints: Vec::new() };
+        let peer = KnownPeer {
+            key,
+            key_version,
+            first_seen,
+            last_seen: now_unix,
+            endpoints: Vec::new(),
+            generation: 0,
+            sequence: 0,
+        };
         state.peers.insert(at, peer);
         self.dirty.notify_one();
     }
@@ -272,6 +299,8 @@ impl Peers {
             first_seen: peer.first_seen,
             last_seen: peer.last_seen,
             endpoints: peer.endpoints.clone(),
+            record_generation: peer.generation,
+            record_sequence: peer.sequence,
         };
         let peers = state.peers.iter().map(entry).collect();
         let (registry, registry_addr) = (state.registry.clone(), state.registry_addr.clone());
@@ -314,7 +343,8 @@ fn parse(text: &str) -> Result<State, String> {
         };
         entry.endpoints.truncate(MAX_ENDPOINTS);
         let Entry { node_id, registry, key_version, first_seen, last_seen, endpoints, .. } = entry;
-        let peer = KnownPeer { key, key_version, first_seen, last_seen, endpoints };
+        let (generation, sequence) = (entry.record_generation, entry.record_sequence);
+        let peer = KnownPeer { key, key_version, first_seen, last_seen, endpoints, generation, sequence };
         state.peers.insert((registry, node_id), peer);
     }
     Ok(state)

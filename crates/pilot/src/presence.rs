@@ -58,7 +58,7 @@ impl Shared {
         }
     }
 
-    fn lan_addrs(&self) -> Vec<String> {
+    pub(crate) fn lan_addrs(&self) -> Vec<String> {
         let host = self.registry.host();
         let here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
         if here || self.config.relay_only {
@@ -109,6 +109,7 @@ impl Shared {
             s.node = node;
             s.address = address;
             s.registry_ok = true;
+            s.key_generation = answer["key_generation"].as_u64().map_or(0, |n| u32::try_from(n).unwrap_or(0));
             s.registered.clone_from(&listen);
             s.endpoint = answer["observed_addr"].as_str().unwrap_or(&listen).to_owned();
             if let Some(hostname) = answer["hostname"].as_str() {
@@ -165,6 +166,7 @@ impl Shared {
                 );
             }
         }
+        requests.extend(self.record_request());
         requests.insert(settings, self.lookup_request(node));
         let mut sent = 0;
         for batch in requests.chunks(BATCH) {
@@ -192,6 +194,7 @@ impl Shared {
                 self.warn(format!("hostname {} was refused: {error}", request["hostname"]));
             }
             ("lookup", Ok(answer)) => self.own_record(&answer),
+            ("publish_record", answer) => self.record_published(&answer),
             (what, Err(error)) if setting => self.warn(format!("{what} failed: {error}")),
             _ => {}
         }
@@ -355,6 +358,7 @@ impl Shared {
         }
         let answer = self.registry.request(request).await?;
         self.publish("agent.heartbeat", json!({"node_id": node}));
+        self.renew_record(answer["want_record"] == true).await;
         if answer["key_expiry_warning"] == true {
             self.warn("this node's key expires within 24 hours; rotate it with `pilotctl rotate-key`".into());
         }

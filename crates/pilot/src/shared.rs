@@ -7,6 +7,7 @@ use crate::lock;
 use crate::node::{Datagram, NodeEvent};
 use crate::peers::Peers;
 use crate::pins::Disputes;
+use crate::records::Records;
 use crate::registry::Client;
 use crate::trust::TrustState;
 use pilot_proto::crypto::Identity;
@@ -25,6 +26,8 @@ const MAX_WARNINGS: usize = 32;
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) identity: Arc<Identity>,
+    /// How often the key was rotated, as the registry counts.
+    pub(crate) key_generation: u32,
     pub(crate) node: NodeId,
     pub(crate) address: Addr,
     /// The name the registry accepted.
@@ -56,6 +59,7 @@ pub(crate) struct Shared {
     pub(crate) trust: TrustState,
     pub(crate) peers: Peers,
     pub(crate) disputes: Disputes,
+    pub(crate) records: Records,
     pub(crate) events: broadcast::Sender<NodeEvent>,
     pub(crate) datagrams: broadcast::Sender<Datagram>,
     pub(crate) started: Instant,
@@ -92,6 +96,7 @@ impl Shared {
             parts;
         let state = State {
             identity,
+            key_generation: 0,
             node: 0,
             address: Addr::ZERO,
             hostname: String::new(),
@@ -115,6 +120,7 @@ impl Shared {
             trust,
             peers,
             disputes: Disputes::default(),
+            records: Records::default(),
             events,
             datagrams,
             started: Instant::now(),

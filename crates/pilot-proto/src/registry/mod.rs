@@ -1,3 +1,4 @@
 //! What a node signs and says to its registry (spec 05).
 
 pub mod challenge;
+pub mod record;

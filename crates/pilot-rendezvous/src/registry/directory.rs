@@ -36,6 +36,9 @@ impl Registry {
         if !r.version.is_empty() {
             answer["version"] = json!(r.version);
         }
+        if let Some(signed) = &node.signed {
+            answer["record"] = json!(signed.key);
+        }
         let familiar = requesters.iter().any(|q| self.may_see(*q, id));
         if familiar || r.public {
             if !r.hostname.is_empty() && (familiar || !r.hidden) {
@@ -66,7 +69,8 @@ impl Registry {
         // One text for "does not exist" and "not for you".
         let denied =
             || Refused(format!("node {id}: node not found, or private and not shared with node {requester}"));
-        let r = &self.live(id).map_err(|_| denied())?.record;
+        let node = self.live(id).map_err(|_| denied())?;
+        let r = &node.record;
         if !r.public && !self.may_see(requester, id) {
             return Err(denied());
         }
@@ -79,6 +83,9 @@ impl Registry {
             if !r.lan_addrs.is_empty() {
                 answer["lan_addrs"] = json!(r.lan_addrs);
             }
+        }
+        if let Some(place) = node.signed.as_ref().and_then(|s| s.place.as_ref()) {
+            answer["record"] = json!(place);
         }
         Ok(answer)
     }

@@ -12,6 +12,7 @@ pub(crate) mod model;
 mod names;
 mod networks;
 mod policy;
+mod records;
 mod recovery;
 mod registration;
 pub(crate) mod request;
@@ -148,6 +149,7 @@ pub(crate) fn changes(kind: &str) -> bool {
             | "beacon_register"
             | "punch"
             | "subscribe"
+            | "publish_record"
     )
 }
 
@@ -220,8 +222,10 @@ impl Registry {
             }
             let aging = (record.standing == Standing::Live).then_some(now.mono);
             let seen_unix = record.last_seen;
-            self.nodes
-                .insert(id, Node { record, seen: now.mono, seen_unix, aging, networks: BTreeSet::new() });
+            self.nodes.insert(
+                id,
+                Node { record, seen: now.mono, seen_unix, aging, networks: BTreeSet::new(), signed: None },
+            );
         }
         for (a, b) in stored.trust {
             self.link(a, b);
@@ -275,6 +279,7 @@ impl Registry {
             "get_key_info" => self.get_key_info(s, req, now),
             "enroll_recovery_key" => self.enroll_recovery_key(s, req),
             "recover_key" => self.recover_key(s, req, now),
+            "publish_record" => self.publish_record(s, req, now),
             "lookup" => self.lookup(s, req, now),
             "resolve" => self.resolve(s, req, now),
             "resolve_hostname" => self.resolve_hostname(s, req, now),

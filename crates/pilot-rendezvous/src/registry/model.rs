@@ -70,6 +70,8 @@ pub(crate) struct Node {
     pub aging: Option<Instant>,
     /// Networks besides the backbone.
     pub networks: BTreeSet<NetworkId>,
+    /// What it signed about itself.
+    pub signed: Option<Box<super::records::Records>>,
 }
 
 impl Node {

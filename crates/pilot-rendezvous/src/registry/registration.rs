@@ -128,10 +128,11 @@ impl Registry {
             "public_key": key_text,
             "observed_addr": observed,
             "protocol_version": 1,
-            "features": ["push", "handshake_ack", "instance", "hidden", "recovery_key", "signed_discover"],
+            "features": ["push", "handshake_ack", "instance", "hidden", "recovery_key", "signed_discover", "node_record"],
             "registry_id": self.registry_id,
             "time": now.unix(),
             "beacon_port": self.settings.beacon.port(),
+            "key_generation": self.nodes.get(&id).map_or(0, |n| n.record.rotate_count),
         });
         if req.has("hostname") {
             match self.take_name(id, req.text("hostname"), now) {
@@ -184,7 +185,14 @@ impl Registry {
         self.by_key.insert(key, id);
         self.nodes.insert(
             id,
-            Node { record, seen: now.mono, seen_unix: 0, aging: None, networks: BTreeSet::new() },
+            Node {
+                record,
+                seen: now.mono,
+                seen_unix: 0,
+                aging: None,
+                networks: BTreeSet::new(),
+                signed: None,
+            },
         );
         Ok(id)
     }
@@ -201,8 +209,10 @@ impl Registry {
         let instance = Some(req.text("instance")).filter(|i| valid_instance(i));
         let mut superseded = None;
         let mut was = Standing::Live;
+        let mut moved = false;
         self.update(id, |r| {
             was = r.standing;
+            moved = r.endpoint != observed || r.lan_addrs != lan || r.relay_only != req.flag("relay_only");
             r.standing = Standing::Live;
             r.endpoint = observed.to_owned();
             r.lan_addrs = lan;
@@ -221,6 +231,9 @@ impl Registry {
                 superseded = Some(new.to_owned());
             }
         });
+        if moved {
+            self.outdate_place(id);
+        }
         if let Some(by) = superseded {
             self.effects.push(Effect::Superseded { node: id, by });
         }
@@ -270,6 +283,10 @@ impl Registry {
         if expires != 0 && expires - now.unix() <= EXPIRY_WARNING {
             answer["key_expiry_warning"] = json!(true);
         }
+        // Only our own nodes name their instance.
+        if valid_instance(req.text("instance")) && self.wants_record(id) {
+            answer["want_record"] = json!(true);
+        }
         Ok(answer)
     }
 
@@ -290,6 +307,9 @@ impl Registry {
             r.lan_addrs.clear();
             r.instance = None;
         });
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.signed = None;
+        }
         self.live = self.live.saturating_sub(1);
         ok
     }
@@ -341,6 +361,9 @@ impl Registry {
             // The request was signed, so unsigned registrations of the new key stay out as well.
             r.sig_verified = true;
         });
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.signed = None;
+        }
         Ok(())
     }
 

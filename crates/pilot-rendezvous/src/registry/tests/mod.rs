@@ -6,6 +6,7 @@ mod handshakes;
 mod identity;
 mod networks;
 mod properties;
+mod records;
 mod trust;
 mod vectors;
 
