@@ -260,3 +260,111 @@ impl LinkState {
         f64::from(self.rng.next_u32()) / (f64::from(u32::MAX) + 1.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    const PACKET: usize = 1250;
+
+    /// Offers packets of 1,250 bytes at this interval; arrival (since the first was offered) and copies of each.
+    fn offer(
+        link: Link,
+        seed: u64,
+        count: u32,
+        every: Duration,
+    ) -> (LinkState, Vec<Option<(Duration, bool)>>) {
+        let mut state = LinkState::new(link, seed, 0);
+        let start = Instant::now();
+        let verdicts = (0..count).map(|i| match state.offer(start + every * i, PACKET) {
+            Verdict::Deliver { at, twice } => Some((at - start, twice)),
+            Verdict::Drop | Verdict::TooBig { .. } => None,
+        });
+        let verdicts = verdicts.collect();
+        (state, verdicts)
+    }
+
+    #[test]
+    fn a_plain_link_delivers_at_once_and_a_delay_is_exact() {
+        let (_, all) = offer(Link::new(), 1, 100, MS);
+        assert!(all.iter().zip(0..).all(|(v, i)| *v == Some((MS * i, false))));
+        let (_, all) = offer(Link::new().delay(20 * MS), 1, 100, MS);
+        assert!(all.iter().zip(20..).all(|(v, i)| *v == Some((MS * i, false))));
+    }
+
+    #[test]
+    fn loss_and_duplication_hit_the_share_asked_for() {
+        let link = Link::new().loss(0.05).duplicate(0.1);
+        let (state, all) = offer(link, 2, 100_000, MS);
+        let lost = all.iter().filter(|v| v.is_none()).count();
+        let twice = all.iter().flatten().filter(|(_, twice)| *twice).count();
+        // 5,000 and 9,500, with standard deviations of 69 and 93.
+        assert!((4_700..=5_300).contains(&lost), "{lost}");
+        assert!((9_100..=9_900).contains(&twice), "{twice}");
+        let counts = state.counts;
+        assert_eq!((counts.offered, counts.lost), (100_000, lost as u64));
+        assert_eq!(counts.delivered, (100_000 - lost + twice) as u64);
+        assert_eq!(offer(Link::new().loss(1.0), 2, 100, MS).1, vec![None; 100]);
+    }
+
+    #[test]
+    fn a_rate_spaces_packets_and_a_full_queue_drops() {
+        // 1,250 bytes at 10 Mbit/s take 1 ms. The queue takes 10 of them besides what is being sent.
+        let link = Link::new().mbit(10).queue(10 * PACKET);
+        let (state, all) = offer(link, 3, 12, Duration::ZERO);
+        let arrivals: Vec<_> = all.iter().flatten().map(|(at, _)| *at).collect();
+        assert_eq!(arrivals, (1..=10).map(|i| MS * i).collect::<Vec<_>>());
+        assert_eq!(state.counts.overflowed, 2);
+        // At twice the rate half is dropped, and what arrives fills the link.
+        let (state, all) = offer(link, 3, 10_000, MS / 2);
+        let last = all.iter().flatten().last().unwrap().0;
+        assert!(state.counts.delivered.abs_diff(5_000) <= 10, "{:?}", state.counts);
+        assert_eq!(last, MS * state.counts.delivered as u32);
+    }
+
+    #[test]
+    fn jitter_spreads_arrivals_and_keeps_their_order() {
+        let (_, all) = offer(Link::new().delay(20 * MS).jitter(10 * MS), 4, 10_000, 100 * MS);
+        let extra: Vec<_> =
+            all.iter().flatten().zip(0..).map(|((at, _), i)| *at - 100 * MS * i - 20 * MS).collect();
+        assert!(extra.iter().all(|e| *e < 10 * MS));
+        let mean = extra.iter().sum::<Duration>() / 10_000;
+        assert!((4_900..=5_100).contains(&mean.as_micros()), "{mean:?}");
+        // Closer together than the jitter is wide.
+        let (_, all) = offer(Link::new().jitter(10 * MS), 4, 10_000, MS);
+        assert!(all.iter().flatten().is_sorted_by_key(|(at, _)| *at));
+    }
+
+    #[test]
+    fn reordering_holds_back_the_share_asked_for() {
+        let (_, all) = offer(Link::new().reorder(0.02, 5 * MS), 5, 50_000, MS);
+        let late = all.iter().flatten().zip(0..).filter(|((at, _), i)| *at == MS * (*i + 5)).count();
+        let in_time = all.iter().flatten().zip(0..).filter(|((at, _), i)| *at == MS * *i).count();
+        // 1,000, with a standard deviation of 31.
+        assert!((870..=1_130).contains(&late), "{late}");
+        assert_eq!(late + in_time, 50_000);
+    }
+
+    #[test]
+    fn a_seed_repeats_and_one_fault_does_not_move_another() {
+        let lossy = Link::new().loss(0.1);
+        let hit = |link, seed| offer(link, seed, 1_000, MS).1.iter().map(Option::is_none).collect::<Vec<_>>();
+        assert_eq!(hit(lossy, 6), hit(lossy, 6));
+        assert_ne!(hit(lossy, 6), hit(lossy, 7));
+        assert_eq!(hit(lossy, 6), hit(lossy.jitter(MS).duplicate(0.3).reorder(0.1, MS), 6));
+    }
+
+    #[test]
+    fn what_is_too_big_or_offered_to_a_cut_link_is_counted() {
+        let mut state = LinkState::new(Link::new().mtu(1_000), 8, 0);
+        let now = Instant::now();
+        assert_eq!(state.offer(now, 1_001), Verdict::TooBig { mtu: 1_000, tell: true });
+        assert_eq!(state.offer(now, 1_000), Verdict::Deliver { at: now, twice: false });
+        state.set(Link::new().black_hole_mtu(900));
+        assert_eq!(state.offer(now, 1_000), Verdict::TooBig { mtu: 900, tell: false });
+        state.set(Link::new().cut());
+        assert_eq!(state.offer(now, 10), Verdict::Drop);
+        assert_eq!((state.counts.too_big, state.counts.cut), (2, 1));
+    }
+}

@@ -352,3 +352,92 @@ fn random_port(rng: &mut ChaCha8Rng) -> u16 {
 pub(crate) fn is_for(head: &Head, addr: Ipv4Addr) -> bool {
     head.dst == IpAddr::V4(addr)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::{head, tests::udp};
+
+    const HOST: &str = "192.168.1.2:4000";
+    const PEER: &str = "203.0.113.9:5000";
+    const EXTERNAL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+
+    fn nat(config: Nat) -> NatState {
+        NatState::new(config, EXTERNAL, 1, 0)
+    }
+
+    /// Sends out; the source as the outside sees it.
+    fn out(nat: &mut NatState, now: Instant, from: &str, to: &str) -> Option<SocketAddr> {
+        let mut p = udp(from, to);
+        let head_before = head(&p).unwrap();
+        let outcome = nat.outbound(now, &mut p, &head_before);
+        (outcome == Outcome::Pass).then(|| packet::flow(&p, &head(&p).unwrap()).unwrap().src)
+    }
+
+    /// Sends in; the destination as the inside sees it.
+    fn inward(nat: &mut NatState, now: Instant, from: &str, port: u16) -> Option<SocketAddr> {
+        let mut p = udp(from, &SocketAddrV4::new(EXTERNAL, port).to_string());
+        let head_before = head(&p).unwrap();
+        let outcome = nat.inbound(now, &mut p, &head_before);
+        (outcome == Outcome::Pass).then(|| packet::flow(&p, &head(&p).unwrap()).unwrap().dst)
+    }
+
+    #[test]
+    fn traffic_keeps_a_mapping_for_exactly_its_time() {
+        let start = Instant::now();
+        let ms = |n: u64| start + Duration::from_millis(n);
+        for (config, inbound_counts) in [
+            (Nat::port_restricted().timeout(Duration::from_secs(2)), true),
+            (Nat::port_restricted().timeout(Duration::from_secs(2)).outbound_refresh_only(), false),
+        ] {
+            let mut nat = nat(config);
+            let port = out(&mut nat, start, HOST, PEER).unwrap().port();
+            assert!(inward(&mut nat, ms(1_999), PEER, port).is_some());
+            assert_eq!(inward(&mut nat, ms(3_998), PEER, port).is_some(), inbound_counts);
+            assert!(inward(&mut nat, ms(6_000), PEER, port).is_none());
+            assert_eq!(nat.alive(ms(6_000)), 0);
+        }
+    }
+
+    #[test]
+    fn a_peers_permission_ends_although_another_peer_keeps_the_mapping() {
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        let mut nat = nat(Nat::address_restricted().timeout(2 * second));
+        let port = out(&mut nat, start, HOST, PEER).unwrap().port();
+        for i in 0..4 {
+            out(&mut nat, start + second * i, HOST, "203.0.113.10:1").unwrap();
+        }
+        assert_eq!(
+            inward(&mut nat, start + 4 * second, "203.0.113.10:77", port),
+            Some(HOST.parse().unwrap())
+        );
+        assert_eq!(inward(&mut nat, start + 4 * second, PEER, port), None);
+    }
+
+    #[test]
+    fn a_taken_port_is_not_given_twice() {
+        let now = Instant::now();
+        let mut nat = nat(Nat::port_restricted());
+        let first = out(&mut nat, now, HOST, PEER).unwrap();
+        let second = out(&mut nat, now, "192.168.1.3:4000", PEER).unwrap();
+        assert_eq!(first.port(), 4000);
+        assert_ne!(second.port(), 4000);
+        assert_eq!(inward(&mut nat, now, PEER, second.port()), Some("192.168.1.3:4000".parse().unwrap()));
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_expired_mappings_make_room() {
+        let now = Instant::now();
+        let mut nat = nat(Nat::symmetric());
+        let peer = |i: usize| SocketAddrV4::new(Ipv4Addr::from_bits(0xcb00_7200 + i as u32), 9).to_string();
+        for i in 0..MAPPINGS_MAX {
+            out(&mut nat, now, HOST, &peer(i)).unwrap();
+        }
+        assert_eq!(out(&mut nat, now, HOST, PEER), None);
+        let later = now + nat.config.timeout;
+        assert!(out(&mut nat, later, HOST, PEER).is_some());
+        assert_eq!(nat.mappings.len(), 1);
+        assert_eq!(nat.by_inside.len(), 1);
+    }
+}

@@ -313,3 +313,82 @@ pub(crate) fn rewrite_error(
     let sum = checksum(0, &p[at..]);
     p[at + 2..at + 4].copy_from_slice(&sum.to_be_bytes());
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// An IPv4 UDP packet without payload, checksums right.
+    pub(crate) fn udp(from: &str, to: &str) -> Vec<u8> {
+        let (from, to): (SocketAddrV4, SocketAddrV4) = (from.parse().unwrap(), to.parse().unwrap());
+        let mut segment = Vec::new();
+        for word in [from.port(), to.port(), 8, 0] {
+            segment.extend_from_slice(&word.to_be_bytes());
+        }
+        let mut p = ipv4(*from.ip(), *to.ip(), UDP, &segment);
+        let sum = transport_sum(&p);
+        p[26..28].copy_from_slice(&sum.to_be_bytes());
+        p
+    }
+
+    /// The checksum over pseudo header and segment: what belongs into the field if that is zero, zero if right.
+    fn transport_sum(p: &[u8]) -> u16 {
+        let pseudo = u32::from(!checksum(0, &p[12..20])) + u32::from(p[9]) + (p.len() - 20) as u32;
+        checksum(pseudo, &p[20..])
+    }
+
+    #[test]
+    fn rewriting_keeps_checksums_right() {
+        let mut p = udp("192.168.1.2:4000", "203.0.113.9:5000");
+        for (end, to) in
+            [(End::Src, "203.0.113.2:61000"), (End::Dst, "10.0.0.255:65535"), (End::Src, "0.0.0.0:0")]
+        {
+            let h = head(&p).unwrap();
+            rewrite(&mut p, &h, end, to.parse().unwrap());
+            assert_eq!((checksum(0, &p[..20]), transport_sum(&p)), (0, 0), "{to}");
+        }
+        let h = head(&p).unwrap();
+        let f = flow(&p, &h).unwrap();
+        assert_eq!((f.src, f.dst), ("0.0.0.0:0".parse().unwrap(), "10.0.0.255:65535".parse().unwrap()));
+        // No checksum stays no checksum.
+        p[26..28].fill(0);
+        rewrite(&mut p, &h, End::Dst, "1.2.3.4:5".parse().unwrap());
+        assert_eq!(p[26..28], [0, 0]);
+    }
+
+    #[test]
+    fn a_hop_is_taken_until_none_is_left() {
+        let mut p = udp("1.1.1.1:1", "2.2.2.2:2");
+        for _ in 0..ICMP_TTL - 1 {
+            assert!(take_hop(&mut p));
+            assert_eq!(checksum(0, &p[..20]), 0);
+        }
+        assert!(!take_hop(&mut p));
+    }
+
+    #[test]
+    fn an_error_finds_its_way_back_through_a_translation() {
+        let mut sent = udp("192.168.1.2:4000", "203.0.113.9:5000");
+        sent[6] = 0x40;
+        let h = head(&sent).unwrap();
+        rewrite(&mut sent, &h, End::Src, "203.0.113.2:61000".parse().unwrap());
+        let mut error = too_big(&sent, "203.0.113.1".parse().unwrap(), 1280).unwrap();
+        let h = head(&error).unwrap();
+        let (at, inner, flow) = quoted(&error, &h).unwrap();
+        assert_eq!(flow.src, "203.0.113.2:61000".parse().unwrap());
+        rewrite_error(&mut error, &h, at, &inner, End::Src, "192.168.1.2:4000".parse().unwrap());
+        let h = head(&error).unwrap();
+        assert_eq!(h.dst, "192.168.1.2".parse::<IpAddr>().unwrap());
+        assert_eq!(quoted(&error, &h).unwrap().2.src, "192.168.1.2:4000".parse().unwrap());
+        assert_eq!(be16(&error, 26), 1280);
+        assert_eq!((checksum(0, &error[..20]), checksum(0, &error[20..])), (0, 0));
+        assert_eq!(too_big(&error, "203.0.113.1".parse().unwrap(), 100), None, "no error about an error");
+    }
+
+    #[test]
+    fn nonsense_is_no_packet() {
+        for p in [&[][..], &[0x45], &[0x60; 39], &[0x4f; 30], &[0x10; 60]] {
+            assert_eq!(head(p), None);
+        }
+    }
+}

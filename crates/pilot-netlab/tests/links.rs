@@ -1,5 +1,7 @@
 //! Hosts and links in the kernel: packets of real processes go where they should, and suffer what was asked.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{PATIENCE, wait_until};
@@ -39,6 +41,47 @@ fn a_link_delays_and_loses_what_was_asked() {
     let (up, _) = a.counts(0);
     assert!((140..=260).contains(&up.lost), "{up:?}");
     assert_eq!(up.lost + up.delivered, sent);
+}
+
+#[test]
+fn a_link_limits_reorders_and_duplicates_real_packets() {
+    const COUNT: u64 = 400;
+    let lab = Lab::with_seed(4).expect("root");
+    // 1,250 bytes take 0.5 ms.
+    let link = Link::new().mbit(20).queue(1 << 20).duplicate(0.1).reorder(0.05, Duration::from_millis(5));
+    let a = lab.host("a").on(lab.internet(), link).start().expect("host");
+    let b = lab.host("b").on(lab.internet(), Link::new()).start().expect("host");
+    let at_b = b.run(|| UdpSocket::bind((b.v4(), 7)).unwrap()).unwrap();
+    let at_a = a.run(|| UdpSocket::bind((a.v4(), 0)).unwrap()).unwrap();
+    at_b.set_read_timeout(Some(PATIENCE)).unwrap();
+    let to = at_b.local_addr().unwrap();
+    let start = Instant::now();
+    let sender = std::thread::spawn(move || {
+        for i in 0..COUNT {
+            let mut packet = [0; 1250 - 28];
+            packet[..8].copy_from_slice(&i.to_be_bytes());
+            at_a.send_to(&packet, to).unwrap();
+        }
+    });
+    let (mut got, mut buf) = (Vec::new(), [0; 2048]);
+    let all = || (a.counts(0).0.offered == COUNT).then(|| a.counts(0).0.delivered);
+    while all().is_none_or(|n| (got.len() as u64) < n) {
+        at_b.recv(&mut buf).unwrap();
+        got.push(u64::from_be_bytes(buf[..8].try_into().unwrap()));
+    }
+    let took = start.elapsed();
+    sender.join().unwrap();
+    assert!(took >= Duration::from_millis(200), "{took:?}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    let mut seen = std::collections::HashMap::<u64, u32>::new();
+    got.iter().for_each(|i| *seen.entry(*i).or_default() += 1);
+    assert_eq!(seen.len() as u64, COUNT, "none is lost");
+    let twice = seen.values().filter(|n| **n == 2).count();
+    // 40, with a standard deviation of 6.
+    assert!((16..=64).contains(&twice), "{twice}");
+    let overtaken = got.windows(2).filter(|w| w[1] < w[0]).count();
+    // 20 held back, with a standard deviation of 4.4; neighbours of those count once.
+    assert!((4..=38).contains(&overtaken), "{overtaken}");
 }
 
 #[test]

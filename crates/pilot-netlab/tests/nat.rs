@@ -1,6 +1,8 @@
 //! Every kind of NAT, measured from outside as RFC 4787 and RFC 5780 do: which external ports a socket gets, who
 //! may send to them, and for how long.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Udp, behind, wait_until};

@@ -1,5 +1,7 @@
 //! MTUs, firewalls and protocols other than UDP on the way.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{PATIENCE, Udp, behind, wait_until};
@@ -113,7 +115,7 @@ fn ping(from: &Host, to: Ipv4Addr) -> Ipv4Addr {
         [0, 0, 0xed, 0xca, 0x12, 0x34, 0, 1],
         "an echo reply with identifier and checksum right"
     );
-    Ipv4Addr::from_octets(buf[12..16].try_into().unwrap())
+    Ipv4Addr::new(buf[12], buf[13], buf[14], buf[15])
 }
 
 #[test]
