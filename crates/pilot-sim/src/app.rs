@@ -17,6 +17,8 @@ const CHUNK: usize = 16 * 1024;
 const RETRY: Micros = SECOND;
 /// Between two chunks of a slow reader.
 const SLOW: Micros = SECOND / 2;
+/// After this time a process has forgotten a connection that is over, and answers its packets with a reset.
+const TIME_WAIT: Micros = 10 * SECOND;
 /// In a world with more nodes than this each probes only its next ones.
 const MESH: usize = 8;
 /// How many.
@@ -41,6 +43,8 @@ pub struct Side {
     pub end_told: bool,
     /// How it ended.
     pub closed: Option<CloseReason>,
+    /// And when, by its node's clock.
+    pub closed_at: Micros,
     /// It is over: closed, never opened, or its process died.
     pub over: bool,
     /// Its process died.
@@ -431,10 +435,15 @@ impl World {
             return Ok(());
         }
         self.sample(n);
+        let peer_node = self.streams[id as usize].node(1 - side);
+        let (own_clock, peer_clock) =
+            (self.now + self.nodes[n].ahead, self.now + self.nodes[peer_node].ahead);
         let [a, b] = &mut self.streams[id as usize].sides;
         let (me, peer) = if side == 0 { (a, b) } else { (b, a) };
-        (me.closed, me.over) = (Some(reason), true);
-        let peer_gone = peer.lost || peer.aborted || peer.closed.is_some_and(|r| r != CloseReason::Closed);
+        (me.closed, me.over, me.closed_at) = (Some(reason), true, own_clock);
+        let forgotten = peer.closed.is_some() && peer_clock >= peer.closed_at + TIME_WAIT;
+        let gave_up = peer.closed.is_some_and(|r| r != CloseReason::Closed);
+        let peer_gone = peer.lost || peer.aborted || gave_up || forgotten;
         // A server that never learnt which stream it had may have given up unseen.
         if reason == CloseReason::Reset && !peer_gone && peer.conn.is_some() {
             return Err(Violation::UnprovokedReset { stream: id, side });
