@@ -119,8 +119,6 @@ pub struct Node {
     pub reading: Reading,
     /// Datagrams its applications got from this process.
     pub datagrams: BTreeSet<u32>,
-    /// When it last sent datagrams to a node again, because that node may have lost them with its session.
-    pub salvaged: BTreeMap<NodeId, Micros>,
     /// Turns it had.
     pub turns: u32,
     taken: Taken,
@@ -175,7 +173,6 @@ impl Node {
             strangers: BTreeMap::new(),
             reading: Reading::Fast,
             datagrams: BTreeSet::new(),
-            salvaged: BTreeMap::new(),
             turns: 0,
             taken: Taken::default(),
         }
@@ -542,10 +539,6 @@ impl World {
                 self.report.tunnels_relayed += u64::from(relay);
                 self.report.tunnels_direct += u64::from(!relay);
                 self.report.rekeyed += u64::from(rekeyed);
-            }
-            Event::Publish("tunnel.desync_salvage", fields) => {
-                let peer = fields["peer_node_id"].as_u64().unwrap_or(0);
-                self.nodes[n].salvaged.insert(peer as NodeId, self.now);
             }
             Event::PeerKeyProven { .. }
             | Event::OtherKeyProven { .. }
