@@ -12,7 +12,7 @@ use std::path::Path;
 use zeroize::{Zeroize as _, Zeroizing};
 
 /// Most bytes an identity file may have; a real one has about 200.
-const MAX_FILE: u64 = 64 * 1024;
+pub(crate) const MAX_FILE: u64 = 64 * 1024;
 
 const CORRUPTED: &str = "identity file corrupted: public key does not match private key";
 

@@ -28,6 +28,7 @@ mod platform;
 mod presence;
 mod records;
 mod registry;
+mod rotation;
 mod shared;
 mod socket;
 mod stream;

@@ -7,6 +7,7 @@ use crate::listener::Listener;
 use crate::peers::Peers;
 use crate::presence::near;
 use crate::registry::{Client, RegistryError};
+use crate::rotation::Rotation;
 use crate::shared::{Parts, Shared};
 use crate::socket::Socket;
 use crate::stream::Stream;
@@ -150,11 +151,7 @@ impl Node {
         }
         let registry =
             Client::new(&config.registry, config.registry_tls.as_ref()).map_err(StartError::Config)?;
-        let identity = match &config.identity_path {
-            Some(path) => identity::load_or_create(&config.disk, path),
-            None => identity::generate(),
-        };
-        let identity = Arc::new(identity.map_err(StartError::Identity)?);
+        let (identity, rotation) = Node::identities(&config).map_err(StartError::Identity)?;
         let (peers, unread) = Peers::load(config.identity_path.as_deref());
         let bind_error = |error| StartError::Bind { addr: config.listen, error };
         let socket = Socket::bind(config.listen).map_err(bind_error)?;
@@ -201,6 +198,7 @@ impl Node {
             events,
             datagrams,
             identity,
+            rotation,
             bound,
             instance,
         }));
@@ -219,6 +217,7 @@ impl Node {
                 shared.registry.address()
             )),
         };
+        shared.settle_rotation().await.map_err(refused)?;
         shared.register().await.map_err(refused)?;
         tokio::join!(shared.announce(false), node.settle_beacon(beacon));
         if let Some(listener) = node.listen(crate::handshake::PORT).await {
@@ -238,6 +237,17 @@ impl Node {
             json!({"address": address.to_string(), "endpoint": endpoint, "node_id": id}),
         );
         Ok(node)
+    }
+
+    /// The key of the identity file, and the one that may have taken its place.
+    fn identities(config: &NodeConfig) -> Result<(Arc<Identity>, Option<Rotation>), String> {
+        let Some(path) = &config.identity_path else { return Ok((Arc::new(identity::generate()?), None)) };
+        if let Some(problem) = Rotation::orphaned(path) {
+            return Err(problem);
+        }
+        let identity = Arc::new(identity::load_or_create(&config.disk, path)?);
+        let rotation = Rotation::load(&config.disk, path, &identity)?;
+        Ok((identity, rotation))
     }
 
     async fn reach_registry(&self) -> Result<(), StartError> {
@@ -491,51 +501,13 @@ impl Node {
         self.own_request("deregister", json!({})).await
     }
 
-    /// New identity key: registry first, then memory, then file (spec 02 section 16).
+    /// New identity key, kept on disk before the registry is asked (spec 02 section 16).
+    ///
+    /// # Errors
+    /// The key cannot be kept or the registry refuses: the old key stays in force. Without an answer the rotation is
+    /// finished when the registry answers again; both keys are kept until then.
     pub async fn rotate_key(&self) -> Result<Value, RegistryError> {
-        let fresh = Arc::new(identity::generate().map_err(RegistryError::Unreachable)?);
-        let (node, current) = self.shared.state(|s| (s.node, s.identity.clone()));
-        let key = fresh.public_key_base64();
-        let request = json!({
-            "type": "rotate_key",
-            "node_id": node,
-            "new_public_key": key,
-            "signature": current.sign_text(&challenge::rotate(node, &key)),
-        });
-        let answer = match self.shared.registry.request(request).await {
-            Ok(answer) => answer,
-            Err(RegistryError::Refused(text)) => return Err(RegistryError::Refused(text)),
-            // No answer: it may have been done all the same. The registry's record tells.
-            Err(error) => match self.shared.lookup(node).await {
-                Ok(record) if record["public_key"] == key.as_str() => json!({
-                    "type": "rotate_key_ok",
-                    "node_id": node,
-                    "address": record["address"],
-                    "public_key": key,
-                }),
-                _ => return Err(error),
-            },
-        };
-        self.shared.state(|s| {
-            s.identity = fresh.clone();
-            s.key_generation = s.key_generation.saturating_add(1);
-        });
-        self.shared.command(Command::Identity(fresh.clone(), node));
-        self.shared.trust_identity(node, fresh.clone());
-        if let Some(path) = self.shared.config.identity_path.clone() {
-            let saved = tokio::task::spawn_blocking({
-                let (disk, fresh) = (self.shared.config.disk.clone(), fresh.clone());
-                move || identity::save(&disk, &path, &fresh).map_err(|e| e.to_string())
-            });
-            if let Err(error) = saved.await.unwrap_or_else(|e| Err(e.to_string())) {
-                self.shared.warn(format!(
-                    "the new key could not be saved: {error}; rotate again before restarting, or this identity is lost"
-                ));
-            }
-        }
-        self.shared.renew_record(true).await;
-        self.shared.publish("key.rotated", json!({"node_id": node, "public_key": key}));
-        Ok(answer)
+        self.shared.rotate().await
     }
 
     /// Any registry request, passed through; `type` is in `request`. Used for network commands.

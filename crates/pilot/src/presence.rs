@@ -68,15 +68,14 @@ impl Shared {
         platform::lan_ips().into_iter().map(|ip| format!("{ip}:{port}")).collect()
     }
 
-    /// Registers and adopts what the registry says. Does not send what follows a registration.
-    pub(crate) async fn register(self: &Arc<Self>) -> Result<(), RegistryError> {
-        let identity = self.identity();
+    /// The request that registers with a key, and the endpoint in it.
+    pub(crate) fn registration(&self, identity: &Identity) -> (Value, String) {
         let key = identity.public_key_base64();
         let listen = self.listen_addr();
         let mut request = json!({
             "type": "register",
             "listen_addr": listen,
-            "owner": self.owner(&identity),
+            "owner": self.owner(identity),
             "public_key": key,
             "signature": identity.sign_text(&challenge::register(&listen, &key)),
             "version": self.config.version,
@@ -89,6 +88,13 @@ impl Shared {
         if self.config.relay_only {
             request["relay_only"] = true.into();
         }
+        (request, listen)
+    }
+
+    /// Registers and adopts what the registry says. Does not send what follows a registration.
+    pub(crate) async fn register(self: &Arc<Self>) -> Result<(), RegistryError> {
+        let identity = self.identity();
+        let (request, listen) = self.registration(&identity);
         let answer = self.registry.request(request).await?;
         let malformed = |what: &str| RegistryError::Refused(format!("malformed response ({what})"));
         let node = answer["node_id"].as_u64().and_then(|id| NodeId::try_from(id).ok()).filter(|&id| id != 0);
@@ -217,6 +223,8 @@ impl Shared {
     /// Registers again, with everything. Not if another process has taken over.
     async fn reregister(self: &Arc<Self>) -> Result<(), RegistryError> {
         let before = self.node();
+        // The old key of a rotation that the registry has made would get another id.
+        self.settle_rotation().await?;
         self.register().await?;
         self.announce(true).await;
         let (node, address, endpoint) = self.state(|s| (s.node, s.address, s.endpoint.clone()));

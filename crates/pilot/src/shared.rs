@@ -9,6 +9,7 @@ use crate::peers::Peers;
 use crate::pins::Disputes;
 use crate::records::Records;
 use crate::registry::Client;
+use crate::rotation::Rotation;
 use crate::trust::TrustState;
 use pilot_proto::crypto::Identity;
 use pilot_proto::{Addr, NodeId};
@@ -73,6 +74,8 @@ pub(crate) struct Shared {
     pub(crate) registered: Notify,
     /// True: the node stops.
     pub(crate) stop: watch::Sender<bool>,
+    /// A key rotation whose outcome is not known.
+    pub(crate) rotation: tokio::sync::Mutex<Option<Rotation>>,
     state: Mutex<State>,
 }
 
@@ -86,14 +89,26 @@ pub(crate) struct Parts {
     pub(crate) events: broadcast::Sender<NodeEvent>,
     pub(crate) datagrams: broadcast::Sender<Datagram>,
     pub(crate) identity: Arc<Identity>,
+    pub(crate) rotation: Option<Rotation>,
     pub(crate) bound: SocketAddr,
     pub(crate) instance: String,
 }
 
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Shared {
-        let Parts { config, commands, registry, trust, peers, events, datagrams, identity, bound, instance } =
-            parts;
+        let Parts {
+            config,
+            commands,
+            registry,
+            trust,
+            peers,
+            events,
+            datagrams,
+            identity,
+            rotation,
+            bound,
+            instance,
+        } = parts;
         let state = State {
             identity,
             key_generation: 0,
@@ -129,6 +144,7 @@ impl Shared {
             reregister: Notify::new(),
             registered: Notify::new(),
             stop: watch::Sender::new(false),
+            rotation: tokio::sync::Mutex::new(rotation),
             state: Mutex::new(state),
         }
     }
