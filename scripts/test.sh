@@ -8,7 +8,8 @@
 #   interoperation with the reference 1.18.0 (its daemon, CLI and Python SDK, in network namespaces)
 #
 # Needs: Linux on x86-64, root (network namespaces, chroot), a Rust toolchain, and Debian's or Ubuntu's apt for what is
-# missing of: a C compiler, iproute2, util-linux, python3-venv. Everything else goes below target/.
+# missing of: a C compiler, iproute2, util-linux, python3-venv, nftables, miniupnpd-nftables, tinyproxy-bin. Everything
+# else goes below target/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,6 +25,9 @@ missing=()
 command -v cc >/dev/null || missing+=(build-essential)
 command -v ip >/dev/null || missing+=(iproute2)
 command -v unshare >/dev/null && command -v nsenter >/dev/null || missing+=(util-linux)
+command -v nft >/dev/null || missing+=(nftables)
+command -v miniupnpd >/dev/null || missing+=(miniupnpd-nftables)
+command -v tinyproxy >/dev/null || missing+=(tinyproxy-bin)
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
 if [ "${#missing[@]}" -gt 0 ]; then
     command -v apt-get >/dev/null || fail "install these first: ${missing[*]}"
@@ -31,6 +35,7 @@ if [ "${#missing[@]}" -gt 0 ]; then
     DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends "${missing[@]}"
 fi
 unshare --net true || fail "cannot make network namespaces (CAP_SYS_ADMIN is missing)"
+[ -c /dev/net/tun ] || { mkdir -p /dev/net && mknod /dev/net/tun c 10 200; } || fail "cannot make /dev/net/tun"
 
 target=${CARGO_TARGET_DIR:-$PWD/target}
 venv=$target/reference-venv

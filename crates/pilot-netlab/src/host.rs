@@ -119,22 +119,34 @@ impl Host {
     ///
     /// As [`HostBuilder::start`].
     pub fn attach(&self, network: NetworkId, link: impl Into<Duplex>, families: Families) -> io::Result<()> {
-        let link = link.into();
+        self.plug(network, link.into(), families, false)
+    }
+
+    /// Plugs the host into a network that has no way out yet, as that way.
+    pub(crate) fn attach_as_gateway(&self, network: NetworkId) -> io::Result<()> {
+        self.plug(network, Duplex::default(), Families::Dual, true)
+    }
+
+    fn plug(&self, network: NetworkId, link: Duplex, families: Families, gateway: bool) -> io::Result<()> {
         let index = self.interfaces().len();
         let name = format!("eth{index}");
         let device = name.clone();
         let tun = self.inner.space.on_thread(move || sys::create_tun(&device))??;
         let (port, addrs, prefixes) = self.inner.fabric.with(move |state| {
             let port = state.world.add_port(network, link);
-            let mut addrs = state.world.assign(network);
-            addrs.retain(|a| match families {
-                Families::Dual => true,
-                Families::V4 => a.is_ipv4(),
-                Families::V6 => a.is_ipv6(),
-            });
-            for addr in &addrs {
-                state.world.set_owner(port, *addr, true);
+            if gateway {
+                state.world.set_gateway(port);
+            } else {
+                for addr in state.world.assign(network) {
+                    let wanted = match families {
+                        Families::Dual => true,
+                        Families::V4 => addr.is_ipv4(),
+                        Families::V6 => addr.is_ipv6(),
+                    };
+                    state.world.set_owner(port, addr, wanted);
+                }
             }
+            let addrs = state.world.addrs(port);
             let net = state.world.network(network);
             let prefixes = [net.v4, net.v6];
             state.connect(port, tun).map(|()| (port, addrs, prefixes))
@@ -277,6 +289,14 @@ impl Host {
             }
             std::thread::park_timeout(Duration::from_millis(1));
         }
+    }
+
+    /// Runs something on the thread that is in all namespaces of the host.
+    pub(crate) fn on_thread<T: Send + 'static>(
+        &self,
+        f: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        self.inner.space.on_thread(f)
     }
 
     fn port(&self, n: usize) -> PortId {

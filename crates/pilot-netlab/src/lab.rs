@@ -12,8 +12,9 @@ use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::Arc;
 
-/// Addresses of the network that plays the Internet (RFC 5737, RFC 3849).
-const INTERNET: (&str, &str) = ("203.0.113.0/24", "2001:db8::/48");
+/// Addresses of the network that plays the Internet. Programs treat those reserved for documentation as unfit for
+/// the public, so these are others; no packet leaves the laboratory.
+const INTERNET: (&str, &str) = ("7.7.0.0/16", "2a0f:7700::/48");
 /// Environment variable that sets the seed of [`Lab::new`].
 const SEED_VARIABLE: &str = "PILOT_NETLAB_SEED";
 
@@ -61,7 +62,7 @@ impl Lab {
         self.seed
     }
 
-    /// The network that plays the Internet: 203.0.113.0/24 and 2001:db8::/48.
+    /// The network that plays the Internet: 7.7.0.0/16 and 2a0f:7700::/48.
     pub fn internet(&self) -> NetworkId {
         self.internet
     }

@@ -13,8 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the first process of the laboratory runs. It reads a pipe whose other end only this process has: when
 /// that ends, however it ends, so does the pipe, so does the first process, and the kernel kills every other
-/// process of the namespace. Children it inherits are reaped because it ignores SIGCHLD.
-const INIT: &str = "mount -t proc proc /proc && trap '' CHLD && echo ready && exec cat >/dev/null";
+/// process of the namespace. Children it inherits are reaped because it ignores SIGCHLD. Files of services go
+/// to a /run of their own, in memory.
+const INIT: &str = "mount -t proc proc /proc && mount -t tmpfs tmpfs /run && trap '' CHLD && echo ready && exec cat >/dev/null";
 
 /// The process namespace of a laboratory.
 pub(crate) struct Processes {
