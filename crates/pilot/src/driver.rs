@@ -327,7 +327,7 @@ impl Driver {
                 let _ = reply.send(self.engine.send_datagram(now, to, port, &payload));
             }
             Command::PeerKey(node, key) => self.engine.set_peer_key(now, node, key),
-            Command::DisputedKey(node, key, text) => self.engine.dispute_key(now, node, key, &text),
+            Command::DisputedKey(node, key, text) => self.engine.dispute_key(node, key, text),
             Command::Route(node, route) => self.engine.set_route(now, node, route),
             Command::Identity(identity, node) => self.engine.set_identity(now, identity, node),
             Command::Beacon(beacon) => self.engine.set_beacon(now, beacon),

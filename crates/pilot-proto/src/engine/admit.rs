@@ -142,7 +142,7 @@ impl Engine {
         let node = pila.node;
         self.keys.get(&node).is_some_and(|known| known != pila.ed25519)
             && !self.lookups.contains_key(&node)
-            && self.disputed.get(&node) != Some(pila.ed25519)
+            && self.disputed.get(&node).is_none_or(|(key, _)| key != pila.ed25519)
             && self.limits.rechecks.active(node, now, RECHECK_EVERY)
     }
 

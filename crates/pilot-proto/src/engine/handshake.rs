@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 /// Nodes whose keys may be looked up at the same time.
 pub(super) const MAX_LOOKUPS: usize = 256;
+/// Of those, what is left for peers we want to reach.
+const RESERVED_LOOKUPS: usize = 64;
 /// Frames held per node until its key is known.
 const MAX_HELD: usize = 8;
 /// Largest frame held (bytes).
@@ -25,8 +27,8 @@ const MAX_HELD_LEN: usize = 2048;
 pub(super) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 /// A failed lookup is remembered for this long.
 const FAILED_LOOKUP: Duration = Duration::from_secs(3);
-/// Of those, what is left for peers we want to reach.
-const RESERVED_LOOKUPS: usize = 64;
+/// The signature of a disputed key is checked at most this often per node.
+const DISPUTE_EVERY: Duration = Duration::from_millis(500);
 /// Direct addresses that get the first key exchange.
 const MAX_FIRST_CONTACT: usize = 3;
 
@@ -79,26 +81,29 @@ impl Engine {
         }
     }
 
-    /// Reports that a key exists which the registry names for a node bound to another, once in a while.
+    /// Reports that somebody holds the key which the registry names for a node bound to another, once in a while. Dials to
+    /// the node are pointless then: whoever answers is not whom they are for.
     fn other_key(&mut self, now: Instant, pila: &Pila<'_>) {
         let node = pila.node;
-        if self.disputed.get(&node) == Some(pila.ed25519)
-            && self.limits.disputes.once(node, now, RECHECK_EVERY)
-            && crypto::verify(pila.ed25519, &frame::pila_signed(node, pila.x25519), pila.signature)
+        let Some((key, reason)) = self.disputed.get(&node) else { return };
+        if key != pila.ed25519
+            || !self.limits.disputes.once(node, now, DISPUTE_EVERY)
+            || !crypto::verify(pila.ed25519, &frame::pila_signed(node, pila.x25519), pila.signature)
         {
-            self.emit(Event::OtherKeyProven { node, key: *pila.ed25519 });
+            return;
         }
+        if self.peers.get(&node).is_some_and(|peer| peer.session.is_none()) {
+            let reason = reason.clone();
+            self.streams.fail_dials(now, node, DialError::Resolve { node, reason });
+        }
+        self.emit(Event::OtherKeyProven { node, key: *pila.ed25519 });
     }
 
-    pub(super) fn key_disputed(&mut self, now: Instant, node: NodeId, key: [u8; 32], reason: &str) {
+    pub(super) fn key_disputed(&mut self, node: NodeId, key: [u8; 32], reason: String) {
         if self.disputed.len() >= MAX_DISPUTED && !self.disputed.contains_key(&node) {
             self.disputed.pop_first();
         }
-        self.disputed.insert(node, key);
-        if self.peers.get(&node).is_some_and(|peer| peer.session.is_none()) {
-            let reason = reason.to_owned();
-            self.streams.fail_dials(now, node, DialError::Resolve { node, reason });
-        }
+        self.disputed.insert(node, (key, reason));
     }
 
     /// Spec 02 section 7.
@@ -396,7 +401,7 @@ impl Engine {
                     let peers = &self.peers;
                     self.keys.retain(|node, _| peers.contains_key(node));
                 }
-                if self.disputed.get(&node) == Some(&key) {
+                if self.disputed.get(&node).is_some_and(|(disputed, _)| *disputed == key) {
                     self.disputed.remove(&node);
                 }
                 self.keys.insert(node, key);

@@ -286,7 +286,7 @@ pub struct Engine {
     peers: BTreeMap<NodeId, Peer>,
     keys: BTreeMap<NodeId, [u8; 32]>,
     /// Keys the registry names for nodes that are bound to another.
-    disputed: BTreeMap<NodeId, [u8; 32]>,
+    disputed: BTreeMap<NodeId, ([u8; 32], String)>,
     lookups: BTreeMap<NodeId, Lookup>,
     gate: Gate,
     limits: Limits,
@@ -437,10 +437,10 @@ impl Engine {
         self.key_answer(now, node, key);
     }
 
-    /// The registry names this key for a node that is bound to another ([`Engine::set_peer_key`]). It opens no session;
-    /// possession of it is reported ([`Event::OtherKeyProven`]), and dials that wait for the node fail with `reason`.
-    pub fn dispute_key(&mut self, now: Instant, node: NodeId, key: [u8; 32], reason: &str) {
-        self.key_disputed(now, node, key, reason);
+    /// The registry names this key for a node that is bound to another ([`Engine::set_peer_key`]). It opens no session.
+    /// When somebody proves to hold it, that is reported ([`Event::OtherKeyProven`]), and dials to the node fail with `reason`.
+    pub fn dispute_key(&mut self, node: NodeId, key: [u8; 32], reason: String) {
+        self.key_disputed(node, key, reason);
     }
 
     /// Where a node is; an error fails its dials and datagrams with that text.
