@@ -38,7 +38,7 @@ pub enum Request {
     Broadcast {
         network: u16,
         port: u16,
-        token: Bytes,
+        token: Token,
         data: Bytes,
     },
     Info,
@@ -85,12 +85,48 @@ pub enum Handshake {
     Wait { node: NodeId, timeout_ms: u32 },
 }
 
+/// A token as it came; `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Token(Bytes);
+
+impl std::ops::Deref for Token {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<Bytes> for Token {
+    fn from(bytes: Bytes) -> Token {
+        Token(bytes)
+    }
+}
+
+impl From<String> for Token {
+    fn from(text: String) -> Token {
+        Token(text.into())
+    }
+}
+
+impl From<&str> for Token {
+    fn from(text: &str) -> Token {
+        Token::from(text.to_owned())
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "(token of {} bytes)", self.0.len())
+    }
+}
+
 /// Sub-commands of Network (spec 07 section 13).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Network {
     List,
-    Join { network: u16, token: String },
+    Join { network: u16, token: Token },
     Leave { network: u16 },
     Members { network: u16 },
     Invite { network: u16, node: NodeId },
@@ -106,7 +142,7 @@ pub enum Managed {
     Cycle { network: u16 },
     Reconcile { network: u16 },
     PolicyGet { network: u16 },
-    PolicySet { network: u16, token: Bytes, policy: Bytes },
+    PolicySet { network: u16, token: Token, policy: Bytes },
     MemberTagsGet { network: u16, node: NodeId },
     MemberTagsSet { network: u16, node: NodeId, tags: Bytes },
 }
@@ -208,7 +244,7 @@ impl Request {
                 let network = f.u16().ok_or(missing)?;
                 let port = f.u16().ok_or(missing)?;
                 let token = f.token().ok_or(missing)?.map_err(|()| "broadcast: truncated token")?;
-                Request::Broadcast { network, port, token, data: f.0 }
+                Request::Broadcast { network, port, token: token.into(), data: f.0 }
             }
             Command::Info => Request::Info,
             Command::Health => Request::Health,
@@ -428,7 +464,7 @@ impl Network {
             0x01 => Network::List,
             0x02 => {
                 let network = f.u16().ok_or("network join: missing network_id")?;
-                Network::Join { network, token: f.text() }
+                Network::Join { network, token: f.text().into() }
             }
             0x03 => Network::Leave { network: f.u16().ok_or("network leave: missing network_id")? },
             0x04 => Network::Members { network: f.u16().ok_or("network members: missing network_id")? },
@@ -451,7 +487,7 @@ impl Network {
             Network::Join { network, token } => {
                 b.put_u8(0x02);
                 b.put_u16(*network);
-                b.put_slice(token.as_bytes());
+                b.put_slice(token);
             }
             Network::Leave { network } => {
                 b.put_u8(0x03);
@@ -500,7 +536,7 @@ impl Managed {
                     .token()
                     .ok_or("managed policy set: missing token length")?
                     .map_err(|()| "managed policy set: truncated token")?;
-                Ok(Managed::PolicySet { network, token, policy: f.0 })
+                Ok(Managed::PolicySet { network, token: token.into(), policy: f.0 })
             }
             other => Err(Malformed::Answer(format!("managed policy: unknown action 0x{other:02X}"))),
         }

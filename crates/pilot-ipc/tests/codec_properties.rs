@@ -42,7 +42,7 @@ fn request() -> impl Strategy<Value = Request> {
     ];
     let network = prop_oneof![
         Just(Network::List),
-        (any::<u16>(), ".*").prop_map(|(network, token)| Network::Join { network, token }),
+        (any::<u16>(), ".*").prop_map(|(network, token)| Network::Join { network, token: token.into() }),
         any::<u16>().prop_map(|network| Network::Leave { network }),
         any::<u16>().prop_map(|network| Network::Members { network }),
         any::<(u16, u32)>().prop_map(|(network, node)| Network::Invite { network, node }),
@@ -56,7 +56,7 @@ fn request() -> impl Strategy<Value = Request> {
         any::<u16>().prop_map(|network| Managed::PolicyGet { network }),
         (any::<u16>(), bytes(), bytes()).prop_map(|(network, token, policy)| Managed::PolicySet {
             network,
-            token,
+            token: token.into(),
             policy
         }),
         any::<(u16, u32)>().prop_map(|(network, node)| Managed::MemberTagsGet { network, node }),
@@ -74,8 +74,9 @@ fn request() -> impl Strategy<Value = Request> {
         any::<u32>().prop_map(|conn| Request::Finish { conn }),
         (addr(), any::<u16>(), bytes(), any::<bool>())
             .prop_map(|(to, port, data, confirm)| Request::SendTo { to, port, data, confirm }),
-        (any::<u16>(), any::<u16>(), bytes(), bytes())
-            .prop_map(|(network, port, token, data)| Request::Broadcast { network, port, token, data }),
+        (any::<u16>(), any::<u16>(), bytes(), bytes()).prop_map(|(network, port, token, data)| {
+            Request::Broadcast { network, port, token: token.into(), data }
+        }),
         handshake.prop_map(Request::Handshake),
         ".+".prop_map(Request::ResolveHostname),
         ".*".prop_map(Request::SetHostname),

@@ -40,10 +40,18 @@ pub enum FileError {
 }
 
 /// A configuration file in memory. Keys it does not know are kept.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ConfigFile {
     path: PathBuf,
     values: Map<String, Value>,
+}
+
+impl std::fmt::Debug for ConfigFile {
+    /// Path and keys; values may be secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let keys: Vec<_> = self.values.keys().collect();
+        f.debug_struct("ConfigFile").field("path", &self.path).field("keys", &keys).finish()
+    }
 }
 
 impl ConfigFile {

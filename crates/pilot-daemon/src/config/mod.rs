@@ -10,6 +10,7 @@ pub use env::Env;
 pub use file::{ConfigFile, FileError};
 pub use settings::{LogSettings, Setting, SettingError, Settings, Source};
 
+use pilot_proto::crypto::Secret;
 use std::path::PathBuf;
 
 /// How log lines are written.
@@ -40,7 +41,7 @@ pub struct DaemonConfig {
     /// Store every message of the data exchange as base64.
     pub dataexchange_b64: bool,
     /// Permits broadcasts (spec 07 section 9.3) and is passed to the registry with network commands.
-    pub admin_token: Option<String>,
+    pub admin_token: Option<Secret>,
     /// Where events are posted.
     pub webhook: Option<String>,
 }

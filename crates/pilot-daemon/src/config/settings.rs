@@ -4,6 +4,7 @@ use super::keys::{self, Effect, Key};
 use super::{ConfigFile, DaemonConfig, Env, LogFormat, duration};
 use pilot::{NodeConfig, RegistryTls};
 use pilot_disk::Disk;
+use pilot_proto::crypto::Secret;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -67,12 +68,19 @@ impl fmt::Display for Source {
 }
 
 /// A setting somebody made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Setting {
     /// Checked value as text.
     pub value: String,
     /// Who said so.
     pub source: Source,
+}
+
+impl fmt::Debug for Setting {
+    /// Where it comes from; the value may be a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Setting").field("source", &self.source).finish_non_exhaustive()
+    }
 }
 
 /// A setting that cannot be used.
@@ -108,11 +116,18 @@ pub struct LogSettings {
 }
 
 /// All sources of settings together.
-#[derive(Debug)]
 pub struct Settings<'a> {
     flags: BTreeMap<&'static str, String>,
     env: &'a Env,
     file: &'a ConfigFile,
+}
+
+impl fmt::Debug for Settings<'_> {
+    /// The names of the flags; values may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let flags: Vec<_> = self.flags.keys().collect();
+        f.debug_struct("Settings").field("flags", &flags).finish_non_exhaustive()
+    }
 }
 
 impl<'a> Settings<'a> {
@@ -324,7 +339,7 @@ impl<'a> Settings<'a> {
             no_dataexchange: self.on("no_dataexchange", false)?,
             no_eventstream: self.on("no_eventstream", false)?,
             dataexchange_b64: self.on("dataexchange_b64", false)?,
-            admin_token: self.text("admin_token")?,
+            admin_token: self.text("admin_token")?.map(Secret::from),
             webhook: self.text("webhook")?,
         })
     }
@@ -439,5 +454,29 @@ mod tests {
             Ok(Some(RegistryTls::System))
         );
         assert!(tls(&[("registry_tls", "true")]).unwrap_err().to_string().contains("registry_fingerprint"));
+    }
+
+    #[test]
+    fn what_is_printed_of_settings_holds_no_secret() {
+        let flags = BTreeMap::from([("admin_token", "s3cret".to_owned())]);
+        let env = env(&[("PILOT_WEBHOOK_SECRET", "s3cret")]);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        std::fs::write(&path, r#"{"admin_token": "s3cret"}"#).unwrap();
+        let file = ConfigFile::load(&path).unwrap();
+        let settings = Settings::new(flags, &env, &file);
+        let setting = settings.get("admin_token").unwrap().unwrap();
+        assert_eq!(setting.value, "s3cret");
+        let config = settings.daemon("127.0.0.1:9000", None).unwrap();
+        assert_eq!(config.admin_token.as_ref().map(Secret::expose), Some("s3cret"));
+        for printed in [
+            format!("{settings:?}"),
+            format!("{setting:?}"),
+            format!("{env:?}"),
+            format!("{file:?}"),
+            format!("{config:?}"),
+        ] {
+            assert!(!printed.contains("s3cret"), "{printed}");
+        }
     }
 }

@@ -191,7 +191,7 @@ impl Client {
         data: impl Into<Bytes>,
     ) -> Result<(), ClientError> {
         let (command, body) =
-            Request::Broadcast { network, port, token: token.into(), data: data.into() }.encode();
+            Request::Broadcast { network, port, token: token.into().into(), data: data.into() }.encode();
         self.guard.exchange(command, body, REQUEST_TIMEOUT).await.map(drop)
     }
 

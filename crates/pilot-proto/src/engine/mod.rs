@@ -14,6 +14,8 @@ mod peer;
 mod receive;
 mod recovery;
 mod send;
+#[cfg(test)]
+mod tests;
 mod timers;
 
 pub use discovery::DiscoverProof;
@@ -54,7 +56,7 @@ const MAX_EVENTS: usize = 8192;
 const MAX_EVENT_BYTES: usize = 16 << 20;
 
 /// Settings of an engine.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Config {
     /// 32 secret bytes for this process's X25519 tunnel key, from the operating system's generator.
     pub tunnel_secret: [u8; 32],
@@ -87,6 +89,19 @@ pub struct Config {
     pub syn_rate_limit: u32,
     /// Most datagrams of equal size the socket layer takes in one batch (GSO); 1 without GSO.
     pub max_segments: usize,
+}
+
+impl std::fmt::Debug for Config {
+    /// Nothing secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Config { encrypt, session_upgrade, public, relay_only, .. } = self;
+        f.debug_struct("Config")
+            .field("encrypt", encrypt)
+            .field("session_upgrade", session_upgrade)
+            .field("public", public)
+            .field("relay_only", relay_only)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Where a peer is (a `resolve` answer).

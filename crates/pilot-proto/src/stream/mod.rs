@@ -17,6 +17,8 @@ mod emit;
 mod handshake;
 mod options;
 mod ports;
+#[cfg(test)]
+mod proofs;
 mod ranges;
 mod recv;
 mod restart;

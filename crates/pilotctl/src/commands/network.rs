@@ -123,7 +123,7 @@ fn text<'a>(row: &'a Value, key: &str) -> &'a str {
 async fn join(ctx: &Ctx, args: &Args) -> CliResult {
     let network = id(args)?;
     let token = args.value("token").unwrap_or_default().to_owned();
-    let data = ask(ctx, Network::Join { network, token }, "network join").await?;
+    let data = ask(ctx, Network::Join { network, token: token.into() }, "network join").await?;
     ctx.emit(data, |_| format!("joined network {network}"))
 }
 

@@ -17,7 +17,7 @@ pub(super) async fn broadcast(
     let Some(own_token) = &hub.config.admin_token else {
         return Err("broadcast: broadcast denied: daemon has no admin token configured".into());
     };
-    if !constant_time_eq(own_token.as_bytes(), token) {
+    if !constant_time_eq(own_token.expose().as_bytes(), token) {
         return Err("broadcast: broadcast denied: invalid admin token".into());
     }
     if network == 0 {

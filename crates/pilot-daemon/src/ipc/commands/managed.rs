@@ -18,7 +18,7 @@ pub(super) async fn managed(hub: &Hub, request: Managed) -> Result<Value, String
         ])),
         Managed::PolicySet { token, policy, .. } => {
             if let Some(own) = &hub.config.admin_token
-                && !constant_time_eq(own.as_bytes(), &token)
+                && !constant_time_eq(own.expose().as_bytes(), &token)
             {
                 return Err("managed policy set: invalid admin token".into());
             }

@@ -75,7 +75,7 @@ fn labelled(label: &'static str) -> impl FnOnce(RegistryError) -> String {
 /// A request to the registry about this node, with the operator's token if there is one.
 fn with_admin_token(hub: &Hub, mut request: Value) -> Value {
     if let (Some(token), Value::Object(map)) = (&hub.config.admin_token, &mut request) {
-        map.insert("admin_token".into(), Value::from(token.as_str()));
+        map.insert("admin_token".into(), Value::from(token.expose()));
     }
     request
 }

@@ -21,7 +21,7 @@ pub(super) async fn network(hub: &Arc<Hub>, request: Network) -> Result<Value, S
                 "type": "join_network",
                 "node_id": node,
                 "network_id": network,
-                "token": token,
+                "token": String::from_utf8_lossy(&token),
                 "inviter_id": 0,
                 "signature": pair("join_network", network),
             });
