@@ -9,6 +9,7 @@ use crate::world::{NetworkId, PortId};
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::{Deref, DerefMut};
+use std::os::fd::AsRawFd;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -31,8 +32,7 @@ struct Inner {
     space: Space,
     fabric: Arc<Fabric>,
     interfaces: Mutex<Vec<Interface>>,
-    /// Keeps the process namespace's descriptors valid.
-    _processes: Arc<Processes>,
+    processes: Arc<Processes>,
 }
 
 #[derive(Clone)]
@@ -96,7 +96,7 @@ impl HostBuilder {
                 space,
                 fabric: self.fabric,
                 interfaces: Mutex::new(Vec::new()),
-                _processes: self.processes,
+                processes: self.processes,
             }),
         };
         host.ip_batch("link set dev lo up\n")?;
@@ -289,6 +289,14 @@ impl Host {
             }
             std::thread::park_timeout(Duration::from_millis(1));
         }
+    }
+
+    /// Where other processes of this user find its namespaces, while this process lives: of networks, processes
+    /// and mounts.
+    pub(crate) fn namespaces(&self) -> [String; 3] {
+        let (processes, mounts) = self.inner.processes.namespaces();
+        [self.inner.space.network(), processes, mounts]
+            .map(|fd| format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd()))
     }
 
     /// Runs something on the thread that is in all namespaces of the host.

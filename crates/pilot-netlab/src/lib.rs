@@ -23,6 +23,7 @@
 //! of the process that made the laboratory, and the processes on the hosts live in a process namespace that the
 //! kernel ends with it, even when it is killed.
 
+pub mod control;
 mod fabric;
 mod firewall;
 mod host;
@@ -33,6 +34,7 @@ mod packet;
 mod prefix;
 mod router;
 mod services;
+mod site;
 mod spaces;
 mod sys;
 mod world;
@@ -45,4 +47,5 @@ pub use nat::{Dependence, Nat, Ports};
 pub use prefix::Prefix;
 pub use router::{Router, RouterBuilder, RouterCounts};
 pub use services::{HttpProxy, MappingRouter, Protocols};
+pub use site::{PROXY_CREDENTIALS, Place, Site};
 pub use world::{NetworkId, PortId};

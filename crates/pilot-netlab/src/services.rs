@@ -48,6 +48,7 @@ table inet filter {
 
 /// An HTTP proxy that asks for a name and a password and connects to port 443 only.
 pub struct HttpProxy {
+    host: Host,
     addr: SocketAddr,
     _process: Process,
 }
@@ -69,7 +70,12 @@ impl HttpProxy {
         let process = host.spawn(command).map_err(|e| missing("tinyproxy", "tinyproxy-bin", &e))?;
         let addr = SocketAddr::new(host.v4().into(), PROXY_PORT);
         wait_for("tinyproxy", || host.run(|| TcpStream::connect(addr).is_ok()))?;
-        Ok(HttpProxy { addr, _process: process })
+        Ok(HttpProxy { host: host.clone(), addr, _process: process })
+    }
+
+    /// The host it runs on.
+    pub fn host(&self) -> &Host {
+        &self.host
     }
 
     /// Where it listens.

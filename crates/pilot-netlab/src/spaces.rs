@@ -53,6 +53,11 @@ impl Processes {
         Ok(Processes { pid: open("pid")?, mount: open("mnt")?, init: Mutex::new(Some((init, lifeline))) })
     }
 
+    /// The namespaces of processes and of mounts.
+    pub fn namespaces(&self) -> (&OwnedFd, &OwnedFd) {
+        (&self.pid, &self.mount)
+    }
+
     /// Kills every process of the laboratory.
     pub fn end(&self) {
         let init = self.init.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -95,6 +100,10 @@ impl Space {
         })?;
         let network = opened.recv().map_err(io::Error::other)??;
         Ok(Space { network, jobs })
+    }
+
+    pub fn network(&self) -> &OwnedFd {
+        &self.network
     }
 
     /// Runs something on the host's own thread: in its network, process and mount namespaces.
