@@ -215,7 +215,7 @@ mod tests {
         let endpoints = (0..100).map(|i| format!("{}.example:{i}", "x".repeat(200))).collect();
         let bytes = record(Some(Place { relay_only: false, endpoints })).sign(&identity());
         assert!(bytes.len() <= MAX_RECORD);
-        assert_eq!(NodeRecord::open(&bytes).unwrap().place.unwrap().endpoints.len(), 3);
+        assert_eq!(NodeRecord::open(&bytes).unwrap().place.unwrap().endpoints.len(), 4);
         assert_eq!(NodeRecord::open(&vec![0; 1 << 20]), Err(RecordError::Format));
         assert_eq!(NodeRecord::open_text(&"A".repeat(1 << 20)), Err(RecordError::Format));
     }

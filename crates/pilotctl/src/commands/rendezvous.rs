@@ -9,15 +9,18 @@ use crate::lifecycle::stop::{self, Stopped};
 use crate::lifecycle::{logfile, make_private_dir};
 use crate::output::Ctx;
 use pilot_daemon::config::{LogFormat, LogSettings};
-use pilot_rendezvous::{Config, Server, StartError, StoreConfig, Tls};
+use pilot_rendezvous::{Config, Server, StartError, Stats, StoreConfig, Tls};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Size at which the log is put aside, bytes.
 const LOG_MAX_BYTES: u64 = 50 << 20;
 const LOG_BACKUPS: u64 = 3;
+/// The counters that `rendezvous status` shows are this old at most, if they change.
+const COUNTERS_EVERY: Duration = Duration::from_secs(5);
 
 macro_rules! with_run_flags {
     ($($more:expr),*) => {
@@ -64,7 +67,7 @@ pub const COMMANDS: &[Spec] = &[
         about: "whether a registry and beacon run here, and where",
         args: &[],
         flags: &[STORE],
-        returns: "running, pid, registry_addr?, beacon_addr?, store, log_file",
+        returns: "running, pid, registry_addr?, beacon_addr?, store, log_file, counters?",
         tier: Tier::Core,
         run: Run::Sync(status),
     },
@@ -186,6 +189,9 @@ fn status(ctx: &Ctx, args: &Args) -> CliResult {
     data["pid"] = json!(running.unwrap_or(0));
     data["store"] = json!(place.store);
     data["log_file"] = json!(place.log());
+    if let Some(counters) = place.counters().filter(|_| running.is_some()) {
+        data["counters"] = counters;
+    }
     let exit = if running.is_some() { Exit::OK } else { Exit::NEGATIVE };
     let text = |style: &crate::output::Style| match (running, &state) {
         (Some(pid), Some(state)) => format!(
@@ -286,8 +292,17 @@ fn serve(ctx: &Ctx, args: &Args, detached: Option<&Detached>) -> CliResult {
             }
             Some(_) => {}
         }
+        let mut look = tokio::time::interval(COUNTERS_EVERY);
+        let mut shown = None;
         loop {
             tokio::select! {
+                _ = look.tick() => {
+                    let stats = server.stats();
+                    if shown.as_ref() != Some(&stats) {
+                        // The next look tries again.
+                        shown = place.record_counters(&counters(&stats)).is_ok().then_some(stats);
+                    }
+                }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 _ = hangup.recv() => tracing::debug!("hang-up ignored"),
@@ -297,6 +312,34 @@ fn serve(ctx: &Ctx, args: &Args, detached: Option<&Detached>) -> CliResult {
         server.shutdown().await;
         drop(lock);
         Ok(Exit::OK)
+    })
+}
+
+/// The counters as `rendezvous status` shows them.
+fn counters(stats: &Stats) -> serde_json::Value {
+    json!({
+        "nodes_online": stats.nodes_online,
+        "nodes_known": stats.nodes_known,
+        "connections": stats.connections,
+        "connections_refused_rate": stats.connections_refused_rate,
+        "connections_refused_share": stats.connections_refused_share,
+        "connections_refused_full": stats.connections_refused_full,
+        "connections_evicted": stats.connections_evicted,
+        "requests": stats.requests,
+        "requests_failed": stats.errors,
+        "requests_delayed": stats.requests_delayed,
+        "requests_refused": stats.requests_refused,
+        "bad_signatures": stats.bad_signatures,
+        "beacon_nodes": stats.beacon_nodes,
+        "relayed": stats.relayed,
+        "relay_dropped": stats.relay_dropped,
+        "relay_limited": stats.relay_limited,
+        "punches": stats.punches,
+        "punch_refused": stats.punch_refused,
+        "discover_limited": stats.discover_limited,
+        "claims_refused": stats.claims_refused,
+        "claims_dropped": stats.claims_dropped,
+        "beacon_garbage": stats.beacon_garbage,
     })
 }
 

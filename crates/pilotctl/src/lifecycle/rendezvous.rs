@@ -1,6 +1,6 @@
 //! Where a rendezvous keeps its things, whether it runs, and the one of this machine that is started on demand.
 //!
-//! Everything lies beside the store: `rendezvous.db`, `.pid`, `.json` (the addresses in use) and `.log`. The store of
+//! Everything lies beside the store: `rendezvous.db`, `.pid`, `.json` (the addresses in use), `.counters.json` and `.log`. The store of
 //! the local rendezvous is in `$HOME/.pilot/rendezvous`, shared by all homes of the user.
 
 use super::detach::Launch;
@@ -70,17 +70,31 @@ impl Place {
         State::from_json(&value)
     }
 
+    /// What it last counted.
+    pub fn counters(&self) -> Option<Value> {
+        serde_json::from_slice(&fs::read(self.beside("rendezvous.counters.json")).ok()?).ok()
+    }
+
     /// Records the addresses.
     pub fn record(&self, state: &State) -> Result<(), CliError> {
-        let path = self.state_file();
-        let temporary = self.beside(".rendezvous.json");
+        self.replace("rendezvous.json", &state.to_json())
+    }
+
+    /// Records the counters.
+    pub fn record_counters(&self, counters: &Value) -> Result<(), CliError> {
+        self.replace("rendezvous.counters.json", counters)
+    }
+
+    fn replace(&self, name: &str, value: &Value) -> Result<(), CliError> {
+        let path = self.beside(name);
+        let temporary = self.beside(&format!(".{name}"));
         let written = fs::OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
             .open(&temporary)
-            .and_then(|mut file| writeln!(file, "{:#}", state.to_json()))
+            .and_then(|mut file| writeln!(file, "{value:#}"))
             .and_then(|()| fs::rename(&temporary, &path));
         written.map_err(|e| CliError::io(format!("write {}", path.display()), &e))
     }
