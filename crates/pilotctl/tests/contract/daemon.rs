@@ -39,7 +39,7 @@ fn a_new_home_starts_alone_with_a_local_rendezvous_that_outlives_the_daemon() {
     assert_eq!(before["running"], true);
     let stopped = home.json(&["daemon", "stop"]).data();
     assert!(!alive(stopped["pid"].as_u64().unwrap()));
-    assert_eq!(home.json(&["rendezvous", "status"]).data(), before, "the rendezvous stays");
+    assert_eq!(home.json(&["rendezvous", "status"]).data()["pid"], before["pid"], "the rendezvous stays");
 
     let again = home.json(&["daemon", "start"]).data();
     assert_eq!(again["address"], "0:0000.0000.0001", "same identity, same address");
