@@ -56,6 +56,14 @@ pub enum Violation {
     NoRest { node: u32 },
 }
 
+impl Violation {
+    /// Which invariant it breaks: the variant's name.
+    pub fn name(&self) -> String {
+        let debug = format!("{self:?}");
+        debug.split(' ').next().unwrap_or_default().to_owned()
+    }
+}
+
 /// A harness that lies in one way, to show that the invariant notices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sabotage {

@@ -16,6 +16,9 @@ const MOVE_AFTER: Micros = 3 * SECOND;
 /// A node whose key rotation the directory could not take tries again after this time.
 const ROTATE_AGAIN: Micros = 2 * SECOND;
 
+/// Time for which a process surely knows the datagrams it has taken, should they be sent again.
+const DATAGRAMS_KNOWN: Micros = 8 * SECOND;
+
 /// Kinds of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
@@ -208,6 +211,7 @@ impl World {
                 self.hit(kind);
                 self.nodes[n].ahead += by;
                 self.nodes[n].slept |= by > 60 * SECOND;
+                self.nodes[n].forgetful |= by > DATAGRAMS_KNOWN;
                 self.wake(n)?;
             }
             Fault::SlowReader(n) => {

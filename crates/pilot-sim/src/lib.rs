@@ -19,6 +19,7 @@ mod datagram;
 mod directory;
 mod fault;
 mod job;
+pub mod mutants;
 mod net;
 mod plan;
 mod process;

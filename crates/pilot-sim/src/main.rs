@@ -3,13 +3,14 @@
 use pilot_sim::{KINDS, Kind, Report, SECOND, Violation, run, run_traced};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const USAGE: &str = "\
 usage: pilot-sim --seed N [--trace]              one world, in detail; --trace prints its events
-       pilot-sim --seeds FROM..TO [--jobs N]     many (TO is not run), on N threads
+       pilot-sim --seeds FROM..TO [--jobs N] [--first]
+                                                 many (TO is not run), on N threads; --first stops at the first failure
        pilot-sim --for SECONDS[s] [--from SEED] [--jobs N]
                                                  as many as fit, from a random seed on";
 
@@ -22,6 +23,7 @@ const RANDOM: u64 = 1 << 40;
 struct Args {
     seed: Option<u64>,
     trace: bool,
+    first: bool,
     seeds: Option<(u64, u64)>,
     time: Option<Duration>,
     from: Option<u64>,
@@ -34,6 +36,10 @@ fn parse() -> Result<Args, String> {
     while let Some(option) = given.next() {
         if option == "--trace" {
             args.trace = true;
+            continue;
+        }
+        if option == "--first" {
+            args.first = true;
             continue;
         }
         let value = given.next().ok_or_else(|| format!("{option}: a value is missing"))?;
@@ -69,11 +75,11 @@ fn main() -> ExitCode {
     let jobs = args.jobs.unwrap_or(1);
     match (args.seed, args.seeds, args.time) {
         (Some(seed), None, None) => one(seed, args.trace),
-        (None, Some((from, to)), None) => many(&[(from, to)], None, jobs),
+        (None, Some((from, to)), None) => many(&[(from, to)], None, jobs, args.first),
         (None, None, Some(time)) => {
             let from = args.from.unwrap_or_else(random_seed);
             println!("seeds 0..{FIXED}, then from {from} on for {} s", time.as_secs());
-            many(&[(0, FIXED), (from, u64::MAX)], Some(time), jobs)
+            many(&[(0, FIXED), (from, u64::MAX)], Some(time), jobs, args.first)
         }
         _ => {
             eprintln!("pilot-sim: one of --seed, --seeds and --for is needed\n{USAGE}");
@@ -211,22 +217,26 @@ impl Sum {
     }
 }
 
-/// Runs ranges of seeds one after the other, for at most `time`.
-fn many(ranges: &[(u64, u64)], time: Option<Duration>, jobs: usize) -> ExitCode {
-    let start = Instant::now();
+/// Runs ranges of seeds one after the other, for at most `time`; `first`: until one fails.
+fn many(ranges: &[(u64, u64)], time: Option<Duration>, jobs: usize, first: bool) -> ExitCode {
+    let (start, stop) = (Instant::now(), AtomicBool::new(false));
     let sum = Mutex::new(Sum::default());
     for (from, to) in ranges {
         let next = AtomicU64::new(*from);
         std::thread::scope(|scope| {
             for _ in 0..jobs {
                 scope.spawn(|| {
-                    while time.is_none_or(|time| start.elapsed() < time) {
+                    while time.is_none_or(|time| start.elapsed() < time) && !stop.load(Ordering::Relaxed) {
                         let seed = next.fetch_add(1, Ordering::Relaxed);
                         if seed >= *to {
                             break;
                         }
                         let begun = processor_time(start);
                         let (report, result) = run(seed);
+                        if first && let Err(violation) = &result {
+                            println!("FIRST {seed} {} {violation}", violation.name());
+                            stop.store(true, Ordering::Relaxed);
+                        }
                         let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
                         sum.add(seed, processor_time(start).saturating_sub(begun), &report, result);
                     }

@@ -99,6 +99,8 @@ pub struct Node {
     pub ahead: Micros,
     /// Its clock jumped by more than half the idle time of connections: it may end them without being asked.
     pub slept: bool,
+    /// Its clock jumped so far that it no longer knows which datagrams it has taken a moment ago.
+    pub forgetful: bool,
     /// It is stopped, and its socket holds these.
     pub frozen: Option<Vec<Flight>>,
     /// The beacon it uses.
@@ -163,6 +165,7 @@ impl Node {
             life: 0,
             ahead: 0,
             slept: false,
+            forgetful: false,
             frozen: None,
             beacon,
             endpoint: None,
