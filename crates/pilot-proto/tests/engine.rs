@@ -81,7 +81,7 @@ fn a_dial_to_a_new_peer_takes_two_round_trips_and_carries_data_both_ways() {
 
 #[test]
 fn streams_survive_the_restart_of_neither_and_the_loss_of_one_session() {
-    let mut net = Net::pair();
+    let mut net = Net::plain_pair();
     net.engine(2).listen(7);
     let (a, b) = connect(&mut net, 1, 2);
     transfer(&mut net, (1, a), (2, b), &noise(10_000));
@@ -230,7 +230,7 @@ fn a_private_node_takes_streams_of_the_trusted_and_replies_of_the_contacted() {
 
 #[test]
 fn keepalives_every_25_s_while_in_use_silence_when_idle_removal_after_five_minutes() {
-    let mut net = Net::pair();
+    let mut net = Net::plain_pair();
     let now = net.now;
     net.engine(1).send_datagram(now, Addr::backbone(2), 1, b"x").unwrap();
     net.run(Duration::from_secs(130));
@@ -339,7 +339,7 @@ fn a_bulk_write_leaves_in_batches_of_equal_segments_without_new_allocations() {
         if let Some(size) = t.segment_size {
             assert!(t.len > size);
             for segment in buf.chunks(size) {
-                assert!(segment.starts_with(b"PILS") && segment.len() > PILS_OVERHEAD);
+                assert!(segment.starts_with(b"PILU") && segment.len() > PILS_OVERHEAD);
             }
         }
         batches.push((t.len, t.segment_size));

@@ -6,6 +6,7 @@ use pilot_proto::tunnel::noise::{self, Initiator, Message1, NoiseError, nonce};
 use pilot_proto::wire::capability::{self, Kind, Terms, Trailing};
 use pilot_proto::wire::frame::{self, Frame};
 use serde_json::Value;
+use std::sync::Arc;
 
 fn unhex(value: &Value) -> Vec<u8> {
     let text = value.as_str().unwrap();
@@ -29,8 +30,13 @@ fn published_vectors_of_ix_are_reproduced_by_both_sides() {
 
         let (payload, expected) = part(0);
         let mut first = Vec::new();
-        let initiator =
-            Initiator::start(&prologue, &init, secret(&v["init_ephemeral"]), &payload, &mut first);
+        let initiator = Initiator::start(
+            &prologue,
+            Arc::new(secret(&v["init_static"])),
+            secret(&v["init_ephemeral"]),
+            &payload,
+            &mut first,
+        );
         assert_eq!(first, expected);
         let read = Message1::parse(&first).unwrap();
         assert_eq!((read.remote_static, read.payload), (init.public_key(), &payload[..]));
@@ -41,7 +47,7 @@ fn published_vectors_of_ix_are_reproduced_by_both_sides() {
             noise::respond(&prologue, &resp, secret(&v["resp_ephemeral"]), &read, &payload, &mut second)
                 .unwrap();
         assert_eq!(second, expected);
-        let done = initiator.finish(&init, &second).unwrap();
+        let done = initiator.finish(&second).unwrap();
         assert_eq!((done.remote_static, &done.payload), (*resp.public_key(), &payload));
         assert_eq!(done.keys.hash, resp_keys.hash);
         if !v["handshake_hash"].is_null() {
@@ -70,7 +76,7 @@ fn tunnel(n: u8) -> TunnelSecret {
 fn every_changed_bit_of_either_message_and_another_prologue_are_noticed() {
     let handshake = |bit1: Option<usize>, bit2: Option<usize>, other: &[u8]| {
         let mut first = Vec::new();
-        let initiator = Initiator::start(b"prologue", &tunnel(1), tunnel(2), b"hello", &mut first);
+        let initiator = Initiator::start(b"prologue", Arc::new(tunnel(1)), tunnel(2), b"hello", &mut first);
         if let Some(bit) = bit1 {
             first[bit / 8] ^= 1 << (bit % 8);
         }
@@ -80,7 +86,7 @@ fn every_changed_bit_of_either_message_and_another_prologue_are_noticed() {
         if let Some(bit) = bit2 {
             second[bit / 8] ^= 1 << (bit % 8);
         }
-        initiator.finish(&tunnel(1), &second).map(|done| done.payload)
+        initiator.finish(&second).map(|done| done.payload)
     };
     assert_eq!(handshake(None, None, b"prologue").unwrap(), b"there");
     assert_eq!(handshake(None, None, b"prologuf"), Err(NoiseError::Tag));
@@ -95,13 +101,13 @@ fn every_changed_bit_of_either_message_and_another_prologue_are_noticed() {
 #[test]
 fn a_refused_message_2_leaves_the_initiator_ready_for_the_right_one() {
     let mut first = Vec::new();
-    let initiator = Initiator::start(b"", &tunnel(1), tunnel(2), b"", &mut first);
+    let initiator = Initiator::start(b"", Arc::new(tunnel(1)), tunnel(2), b"", &mut first);
     let mut second = Vec::new();
     noise::respond(b"", &tunnel(3), tunnel(4), &Message1::parse(&first).unwrap(), b"", &mut second).unwrap();
-    assert_eq!(initiator.finish(&tunnel(1), &[0; 10]).unwrap_err(), NoiseError::TooShort);
-    assert_eq!(initiator.finish(&tunnel(1), &[0; 96]).unwrap_err(), NoiseError::LowOrder);
-    assert_eq!(initiator.finish(&tunnel(1), &[9; 96]).unwrap_err(), NoiseError::Tag);
-    assert!(initiator.finish(&tunnel(1), &second).is_ok());
+    assert_eq!(initiator.finish(&[0; 10]).unwrap_err(), NoiseError::TooShort);
+    assert_eq!(initiator.finish(&[0; 96]).unwrap_err(), NoiseError::LowOrder);
+    assert_eq!(initiator.finish(&[9; 96]).unwrap_err(), NoiseError::Tag);
+    assert!(initiator.finish(&second).is_ok());
 }
 
 #[test]
@@ -120,9 +126,9 @@ fn low_order_keys_in_any_place_are_refused() {
             let answer = noise::respond(b"", &tunnel(3), tunnel(4), &first, b"", &mut Vec::new());
             assert_eq!(answer.unwrap_err(), NoiseError::LowOrder);
         }
-        let initiator = Initiator::start(b"", &tunnel(1), tunnel(2), b"", &mut Vec::new());
+        let initiator = Initiator::start(b"", Arc::new(tunnel(1)), tunnel(2), b"", &mut Vec::new());
         let second = [&low[..], &[7; 64]].concat();
-        assert_eq!(initiator.finish(&tunnel(1), &second).unwrap_err(), NoiseError::LowOrder);
+        assert_eq!(initiator.finish(&second).unwrap_err(), NoiseError::LowOrder);
     }
 }
 

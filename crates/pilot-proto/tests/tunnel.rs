@@ -22,7 +22,7 @@ fn established(events: &[Event]) -> Vec<(bool, bool)> {
 
 #[test]
 fn first_contact_costs_one_exchange_and_delivers_in_order() {
-    let mut net = Net::pair();
+    let mut net = Net::plain_pair();
     for n in 0..10u8 {
         send(&mut net, 1, 2, &[n]);
     }
@@ -38,7 +38,7 @@ fn first_contact_costs_one_exchange_and_delivers_in_order() {
 
 #[test]
 fn a_lost_first_key_exchange_is_repeated_after_250_ms_with_a_key_request() {
-    let mut net = Net::pair();
+    let mut net = Net::plain_pair();
     let mut lost = 0;
     net.filter = Box::new(move |s| {
         let lose = s.from == addr_of(1) && lost < 1;
@@ -54,7 +54,7 @@ fn a_lost_first_key_exchange_is_repeated_after_250_ms_with_a_key_request() {
 
 #[test]
 fn both_sides_starting_at_once_agree_on_one_session() {
-    let mut net = Net::pair();
+    let mut net = Net::plain_pair();
     send(&mut net, 1, 2, b"a");
     send(&mut net, 2, 1, b"b");
     net.run(SECOND);
@@ -75,11 +75,11 @@ fn ping_is_answered() {
 
 #[test]
 fn a_peer_that_restarts_is_rekeyed_and_salvaged() {
-    let mut net = Net::pair();
+    let mut net = Net::plain_pair();
     send(&mut net, 1, 2, b"one");
     net.run(6 * SECOND);
     net.take_events(1);
-    net.add(2, config(7));
+    net.add(2, plain(7));
     send(&mut net, 1, 2, b"two");
     net.run(SECOND);
     assert_eq!(net.datagrams(2), [b"two"], "lost in the old session, repeated in the new one");
@@ -144,7 +144,7 @@ fn port_restricted(net: &mut Net) {
 
 #[test]
 fn two_port_restricted_nats_are_punched_within_half_a_second() {
-    let mut net = Net::pair_with_beacon();
+    let mut net = Net::plain_pair().with_beacon();
     port_restricted(&mut net);
     send(&mut net, 1, 2, b"0");
     net.run(ms(60));
@@ -213,7 +213,7 @@ fn three_undeliverable_sends_move_a_peer_to_the_relay() {
 
 #[test]
 fn a_side_that_lost_its_session_asks_and_is_answered() {
-    let mut net = Net::pair();
+    let mut net = Net::plain_pair();
     send(&mut net, 1, 2, b"0");
     net.run(10 * SECOND);
     let now = net.now;
@@ -235,7 +235,7 @@ fn a_side_that_lost_its_session_asks_and_is_answered() {
 
 #[test]
 fn one_side_may_derive_its_half_again_and_again() {
-    let mut net = Net::pair();
+    let mut net = Net::plain_pair();
     send(&mut net, 1, 2, b"0");
     net.run(SECOND);
     // Every restart of one side's half under the same keys opens an epoch at the other.

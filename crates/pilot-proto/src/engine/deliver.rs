@@ -127,7 +127,7 @@ impl Engine {
     /// Sends a probe to every address of the peer that is worth one.
     pub(super) fn send_probes(&mut self, now: Instant, node: NodeId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        if peer.session.is_none() || self.config.relay_only || peer.path.relay_only {
+        if !peer.linked(now) || self.config.relay_only || peer.path.relay_only {
             return;
         }
         let rng = &mut self.rng;
@@ -228,6 +228,9 @@ impl Engine {
             }
             return Ok(());
         }
+        if let Some(refused) = self.downgraded(node) {
+            return Err(refused);
+        }
         let new = self.peers.get(&node).is_none_or(|p| p.pending.is_empty());
         if new && self.pending_peers >= pending::MAX_PEERS {
             return Err(SendError::TooManyPending);
@@ -245,7 +248,7 @@ impl Engine {
     fn can_send(&self, node: NodeId) -> bool {
         let Some(peer) = self.peers.get(&node) else { return false };
         let way = peer.path.choose(self.beacon.addr.is_some(), self.config.relay_only);
-        way != crate::path::Choice::None && (peer.session.is_some() || !self.config.encrypt)
+        way != crate::path::Choice::None && (peer.linked(self.latest) || !self.config.encrypt)
     }
 
     /// In plaintext mode packets only wait for the address.

@@ -57,6 +57,20 @@ drops! {
     bad_signature,
     /// The key exchange yields an all-zero secret.
     low_order_key,
+    /// A capability block that does not follow its layout.
+    bad_block,
+    /// A capability block for another node.
+    wrong_receiver,
+    /// A handshake message nobody waits for, or of the wrong role.
+    unexpected_handshake,
+    /// A handshake message of another transcript.
+    handshake_failed,
+    /// A handshake whose static key is not that of its PILA.
+    static_mismatch,
+    /// A frame without the session upgrade from a peer that is pinned to it.
+    downgrade_refused,
+    /// A peer could not be pinned to the session upgrade: too many are.
+    pins_full,
     /// A session without a verified key is not acceptable with this peer.
     anonymous_refused,
     /// The exchange would bring back a tunnel key the peer has replaced.

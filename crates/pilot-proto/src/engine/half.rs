@@ -9,6 +9,7 @@ use super::Engine;
 use crate::NodeId;
 use crate::crypto::{Identity, SessionKey, TunnelSecret};
 use crate::tunnel::pending::Taken;
+use crate::wire::capability::{self, Kind, Terms};
 use crate::wire::frame::{self, PILA_LEN, PILK_LEN};
 use rand_core::Rng as _;
 use std::sync::Arc;
@@ -20,22 +21,26 @@ const MAX_ENDED: usize = 1024;
 /// A tunnel key and the frames that announce it.
 #[derive(Debug)]
 pub(super) struct Half {
-    secret: Arc<TunnelSecret>,
+    pub(super) secret: Arc<TunnelSecret>,
     /// Our signed key exchange.
     pub(super) pila: [u8; PILA_LEN],
+    /// The same with a greeting for anybody behind it; just the same with the session upgrade off.
+    pub(super) hello: Vec<u8>,
     /// Our key request.
     pub(super) pilk: [u8; PILK_LEN],
 }
 
 impl Half {
-    pub(super) fn new(secret: Arc<TunnelSecret>, identity: &Identity, node: NodeId) -> Half {
+    pub(super) fn new(secret: Arc<TunnelSecret>, identity: &Identity, node: NodeId, upgrade: bool) -> Half {
         let x25519 = *secret.public_key();
         let signature = identity.sign(&frame::pila_signed(node, &x25519));
-        Half {
-            pila: frame::pila(node, &x25519, identity.public_key(), &signature),
-            pilk: frame::pilk(node, &x25519),
-            secret,
-        }
+        let pila = frame::pila(node, &x25519, identity.public_key(), &signature);
+        let greeting = Terms::default().greeting();
+        let hello = match upgrade {
+            true => capability::frame(identity, &pila, Kind::Hello, 0, 0, &greeting),
+            false => pila.to_vec(),
+        };
+        Half { pila, hello, pilk: frame::pilk(node, &x25519), secret }
     }
 
     /// The session key agreed with a peer's key; `None` if that one is of low order.
@@ -55,7 +60,7 @@ impl Engine {
         self.rng.fill_bytes(&mut bytes[..]);
         // Every 32-byte string is a valid X25519 private key (RFC 7748 section 5): only the length is checked.
         let secret = TunnelSecret::from_bytes(&bytes).expect("32 bytes are an X25519 key");
-        Arc::new(Half::new(Arc::new(secret), &self.identity, self.node))
+        Arc::new(Half::new(Arc::new(secret), &self.identity, self.node, self.config.session_upgrade))
     }
 
     /// The half for a node that enters the peer table, and what was taken from it before.
@@ -86,13 +91,13 @@ impl Engine {
 
     /// Signs all halves anew, under another identity or for another node id.
     pub(super) fn sign_halves(&mut self) {
-        let (identity, node) = (&self.identity, self.node);
-        let common = Arc::new(Half::new(self.half.secret.clone(), identity, node));
+        let (identity, node, upgrade) = (&self.identity, self.node, self.config.session_upgrade);
+        let common = Arc::new(Half::new(self.half.secret.clone(), identity, node, upgrade));
         for peer in self.peers.values_mut() {
             peer.half = if Arc::ptr_eq(&peer.half, &self.half) {
                 common.clone()
             } else {
-                Arc::new(Half::new(peer.half.secret.clone(), identity, node))
+                Arc::new(Half::new(peer.half.secret.clone(), identity, node, upgrade))
             };
         }
         self.half = common;

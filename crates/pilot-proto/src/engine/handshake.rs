@@ -44,7 +44,7 @@ impl Engine {
     pub(super) fn receive_pila(&mut self, now: Instant, pila: &Pila<'_>, origin: Origin, ask: bool) {
         let node = pila.node;
         if self.lookups.contains_key(&node) && ask {
-            return self.hold(node, origin, &frame::pila(node, pila.x25519, pila.ed25519, pila.signature));
+            return self.hold(node, origin, &pila.to_vec());
         }
         let perhaps_rotated = match self.keys.get(&node) {
             Some(known) if known == pila.ed25519 => false,
@@ -62,8 +62,7 @@ impl Engine {
                 return self.drops.lookups_limited += 1;
             }
             self.look_up(now, node, MAX_LOOKUPS - RESERVED_LOOKUPS);
-            let frame = frame::pila(node, pila.x25519, pila.ed25519, pila.signature);
-            return self.hold(node, origin, &frame);
+            return self.hold(node, origin, &pila.to_vec());
         }
         let seen = (*pila.ed25519, *pila.x25519, *pila.signature);
         let repeated = match self.peers.get(&node) {
@@ -71,9 +70,19 @@ impl Engine {
             Some(peer) => peer.verified == Some(seen),
             None => false,
         };
+        if self.receive_capable(now, pila, origin) {
+            return;
+        }
         let signed = || frame::pila_signed(node, pila.x25519);
         if !repeated && !crypto::verify(pila.ed25519, &signed(), pila.signature) {
             return self.drops.bad_signature += 1;
+        }
+        if self.insists(node) {
+            return self.refuse_downgrade(now, node, "PILA", true);
+        }
+        if let Some(upgrade) = self.peers.get_mut(&node).and_then(|peer| peer.upgrade.as_deref_mut()) {
+            upgrade.fallback = None;
+            upgrade.pending = None;
         }
         self.accept_exchange(now, node, pila.x25519, Some(pila.ed25519), origin);
         if let Some(peer) = self.peers.get_mut(&node) {
@@ -92,7 +101,7 @@ impl Engine {
         {
             return;
         }
-        if self.peers.get(&node).is_some_and(|peer| peer.session.is_none()) {
+        if self.peers.get(&node).is_some_and(|peer| !peer.linked(now)) {
             let reason = reason.clone();
             self.streams.fail_dials(now, node, DialError::Resolve { node, reason });
         }
@@ -127,13 +136,16 @@ impl Engine {
         if authenticated || !self.config.allow_anonymous.contains(&node) {
             return self.drops.anonymous_refused += 1;
         }
+        if self.insists(node) {
+            return self.refuse_downgrade(now, node, "PILK", false);
+        }
         self.accept_exchange(now, node, pilk.x25519, None, origin);
     }
 
     /// A registered peer lost its half of the session: it gets our PILA. A peer we want to reach gets it until it answers;
     /// for others nothing is remembered, because nothing proves that the question was genuine.
     fn answer_key_request(&mut self, now: Instant, node: NodeId, origin: Origin) {
-        if let Some(peer) = self.peers.get_mut(&node).filter(|peer| peer.session.is_none()) {
+        if let Some(peer) = self.peers.get_mut(&node).filter(|peer| !peer.linked(now)) {
             if let Origin::Direct(from) = origin
                 && !self.config.relay_only
             {
@@ -147,12 +159,12 @@ impl Engine {
                 self.touch(node);
             }
         }
-        let pila = self.half(node).pila.to_vec();
+        let pila = self.half(node).hello.clone();
         self.answer(origin, node, pila);
     }
 
     /// An exchange whose sender is settled: install, replace or confirm the session.
-    fn accept_exchange(
+    pub(super) fn accept_exchange(
         &mut self,
         now: Instant,
         node: NodeId,
@@ -216,17 +228,37 @@ impl Engine {
         rekeyed: bool,
         origin: Origin,
     ) {
-        let pila = self.half(node).pila.to_vec();
+        let pila = self.half(node).hello.clone();
         self.answer(origin, node, pila);
+        self.put_to_use(now, node, proven, rekeyed, origin);
+    }
+
+    /// Our own exchange with this peer is over.
+    pub(super) fn settle_exchange(&mut self, node: NodeId) {
+        if let Some(peer) = self.peers.get_mut(&node)
+            && peer.exchange.take().is_some()
+        {
+            self.exchanging = self.exchanging.saturating_sub(1);
+            self.touch(node);
+        }
+    }
+
+    /// There is a session with a peer: what waited for it is sent, and the rest is told.
+    pub(super) fn put_to_use(
+        &mut self,
+        now: Instant,
+        node: NodeId,
+        proven: Option<&[u8; 32]>,
+        rekeyed: bool,
+        origin: Origin,
+    ) {
+        self.settle_exchange(node);
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.last_in = now;
         peer.cooldown = None;
         peer.unreadable = false;
         peer.recovery.restarted(now);
         peer.last_app.get_or_insert(now);
-        if peer.exchange.take().is_some() {
-            self.exchanging = self.exchanging.saturating_sub(1);
-        }
         match origin {
             Origin::Direct(from) if !self.config.relay_only => peer.path.contacted_directly(now, from),
             _ => {
@@ -299,7 +331,7 @@ impl Engine {
             self.pending_peers = self.pending_peers.saturating_sub(1);
         }
         if answer {
-            let pila = self.half(node).pila.to_vec();
+            let pila = self.half(node).hello.clone();
             self.answer(origin, node, pila);
             // The keepalive shows a peer that still holds the session that all is well, so that two nodes cannot
             // go on answering each other.
@@ -458,7 +490,7 @@ impl Engine {
         }
         self.want_key(now, node);
         let Some(peer) = self.peers.get(&node) else { return };
-        if peer.session.is_some() {
+        if peer.linked(now) {
             return;
         }
         let located = peer.path.addresses().next().is_some() || peer.path.relay_only;
@@ -496,7 +528,7 @@ impl Engine {
                     let reason = format!("node {node} has no real address");
                     return self.route_failed(now, node, reason);
                 }
-                if peer.session.is_some() {
+                if peer.linked(now) {
                     if !peer.path.proven() && !self.config.relay_only {
                         peer.path.probe_soon(now);
                     }
@@ -519,7 +551,7 @@ impl Engine {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.route = RouteState::Unknown;
         // A peer that found us first can be answered without the directory.
-        if peer.session.is_some() || peer.path.addresses().next().is_some() {
+        if peer.linked(now) || peer.path.addresses().next().is_some() {
             return;
         }
         self.streams.fail_dials(now, node, DialError::Resolve { node, reason });
@@ -564,17 +596,20 @@ impl Engine {
     /// Sends our key to a peer, straight to its addresses and through the relay, and sets the next try.
     pub(super) fn send_exchange(&mut self, now: Instant, node: NodeId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
+        let linked = peer.linked(now);
         let Some(exchange) = &mut peer.exchange else { return };
-        let ask = peer.session.is_none() && (exchange.attempts > 0 || peer.unreadable);
+        let ask = !linked && (exchange.attempts > 0 || peer.unreadable);
         exchange.sent(now);
+        let eager = exchange.eager();
         let never_direct = self.config.relay_only || peer.path.relay_only;
         let direct: Vec<_> = match peer.path.choose(self.beacon.addr.is_some(), never_direct) {
             _ if never_direct => Vec::new(),
-            Choice::Direct(addr) if peer.session.is_some() => vec![addr],
+            Choice::Direct(addr) if linked => vec![addr],
             _ => peer.path.addresses().take(MAX_FIRST_CONTACT).collect(),
         };
         let half = peer.half.clone();
-        let frames: &[&[u8]] = if ask { &[&half.pila, &half.pilk] } else { &[&half.pila] };
+        let pila = self.exchange_frame(now, node, eager);
+        let frames: &[&[u8]] = if ask { &[&pila, &half.pilk] } else { &[&pila] };
         for frame in frames {
             for addr in &direct {
                 self.send_control(*addr, frame.to_vec());

@@ -11,18 +11,21 @@ mod gate;
 mod half;
 mod handshake;
 mod peer;
+mod pins;
 mod receive;
 mod recovery;
 mod send;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod upgrade;
 
 pub use discovery::DiscoverProof;
 pub use drops::Drops;
+pub use pins::MAX_PINS;
 
 use crate::NodeId;
-use crate::crypto::{Identity, TunnelSecret, hkdf_pair};
+use crate::crypto::{Identity, Ratchet, TunnelSecret, hkdf_pair};
 use crate::path::Choice;
 use crate::stream::{self, CloseReason, ConnId, ConnStatus, DialError, Ingress, StreamEvent, Streams};
 use crate::tunnel::limits::Bucket;
@@ -35,6 +38,7 @@ use gate::Gate;
 use half::Half;
 use handshake::Lookup;
 use peer::Peer;
+use pins::Pins;
 use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 use send::{Carry, Ready};
@@ -190,6 +194,14 @@ pub enum Event {
         /// Its key.
         key: [u8; 32],
     },
+    /// The session upgrade was had with this peer for the first time, or under a new identity: store it durably, so that
+    /// [`Engine::set_pins`] can name it after a restart.
+    Pinned {
+        /// Peer.
+        node: NodeId,
+        /// Its identity.
+        key: [u8; 32],
+    },
     /// The beacon says something waits at the registry.
     Notified,
     /// The beacon sees our socket at this address.
@@ -236,6 +248,9 @@ pub enum SendError {
         /// Cause.
         reason: String,
     },
+    /// See [`DialError::Downgrade`].
+    #[error("{}", DialError::Downgrade(*.0))]
+    Downgrade(NodeId),
 }
 
 /// One tunnel peer, as `info` and `peers` show it (spec 07 section 10.1) plus what our own CLI adds.
@@ -247,6 +262,12 @@ pub struct PeerStatus {
     pub encrypted: bool,
     pub endpoint: String,
     pub relay: bool,
+    /// `upgraded`, `compat` or `none` (docs/extensions.md).
+    pub session: &'static str,
+    /// The upgrade was had with this peer, and nothing less is accepted.
+    pub pinned: bool,
+    /// Key exchanges of this peer refused because they came without the upgrade.
+    pub downgrades_refused: u64,
 }
 
 /// Tunnel counters.
@@ -294,6 +315,9 @@ pub struct Engine {
     /// Nodes outside the peer table that need another.
     ended: BTreeMap<NodeId, Taken>,
     rng: ChaCha20Rng,
+    /// Ephemeral secrets of the session upgrade.
+    ephemerals: Ratchet,
+    pins: Pins,
     streams: Streams,
     listening: BTreeSet<u16>,
     /// The latest time any input came with.
@@ -331,10 +355,11 @@ impl Engine {
     pub fn new(mut config: Config, identity: Arc<Identity>, node: NodeId, now: Instant) -> Engine {
         // Every 32-byte string is a valid X25519 private key (RFC 7748 section 5): only the length is checked.
         let secret = TunnelSecret::from_bytes(&config.tunnel_secret).expect("32 bytes are an X25519 key");
-        let half = Arc::new(Half::new(Arc::new(secret), &identity, node));
+        let half = Arc::new(Half::new(Arc::new(secret), &identity, node, config.session_upgrade));
         // Whoever reads the memory later must not find the seed: past ephemeral keys would follow from it.
         let derived = hkdf_pair(&config.rng_seed, b"pilot engine rng").expect("HKDF yields 64 bytes");
         let mut rng = ChaCha20Rng::from_seed(*derived[0]);
+        let ephemerals = Ratchet::new(&derived[1], b"pilot ephemeral keys").expect("HKDF yields 64 bytes");
         config.tunnel_secret.zeroize();
         config.rng_seed.zeroize();
         let mut seed = [0; 32];
@@ -349,6 +374,8 @@ impl Engine {
             half,
             ended: BTreeMap::new(),
             rng,
+            ephemerals,
+            pins: Pins::default(),
             streams,
             listening: BTreeSet::new(),
             latest: now,
@@ -623,10 +650,14 @@ impl Engine {
             };
             PeerStatus {
                 node_id: *node,
-                authenticated: peer.session.as_ref().is_some_and(|s| s.authenticated),
-                encrypted: peer.session.is_some(),
+                authenticated: peer.session_kind(self.latest) == "upgraded"
+                    || peer.session.as_ref().is_some_and(|s| s.authenticated),
+                encrypted: peer.linked(self.latest),
                 endpoint,
                 relay: choice == Choice::Relay,
+                session: peer.session_kind(self.latest),
+                pinned: self.pins.contains(*node),
+                downgrades_refused: peer.upgrade.as_ref().map_or(0, |upgrade| upgrade.downgrades),
             }
         };
         self.peers.iter().map(status).collect()

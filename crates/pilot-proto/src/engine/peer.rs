@@ -7,6 +7,7 @@ use crate::path::Path;
 use crate::tunnel::exchange::Exchange;
 use crate::tunnel::pending::{Queue, Salvage, Taken};
 use crate::tunnel::session::Session;
+use crate::tunnel::upgrade::Upgrade;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -62,6 +63,8 @@ pub(super) struct Peer {
     pub(super) previous: Option<Previous>,
     /// Its tunnel key under which a frame opened last.
     pub(super) confirmed: Option<[u8; 32]>,
+    /// Its upgraded sessions, once there is reason to look for one.
+    pub(super) upgrade: Option<Box<Upgrade>>,
     pub(super) path: Path,
     /// Our tunnel key towards it.
     pub(super) half: Arc<Half>,
@@ -107,6 +110,7 @@ impl Peer {
             session: None,
             previous: None,
             confirmed: None,
+            upgrade: None,
             path: Path::default(),
             half,
             recovery: Recovery::default(),
@@ -150,7 +154,7 @@ impl Peer {
 
     /// Leaving the relay is worth a try.
     pub(super) fn may_upgrade(&self, now: Instant, connections: bool, relay_only: bool) -> bool {
-        !relay_only && self.session.is_some() && self.active(now, connections)
+        !relay_only && self.linked(now) && self.active(now, connections)
     }
 
     /// When its timer must run next. `connections`: streams with it exist; `relay_only`: this node only relays.
@@ -173,7 +177,10 @@ impl Peer {
         {
             at_most(until);
         }
-        if active && self.session.is_some() {
+        if let Some(at) = self.upgrade.as_ref().and_then(|upgrade| upgrade.deadline(active)) {
+            at_most(at);
+        }
+        if active && self.linked(now) {
             at_most(self.last_out + KEEPALIVE);
             at_most(self.watch_due());
         }

@@ -69,11 +69,11 @@ impl Engine {
             && let Some(peer) = self.peers.get_mut(&node)
         {
             peer.path.learn(addr);
-            if peer.session.is_some() {
+            if peer.linked(now) {
                 peer.path.probe_soon(now);
                 self.touch(node);
             } else {
-                let pila = peer.half.pila.to_vec();
+                let pila = peer.half.hello.clone();
                 self.send_control(addr, pila);
             }
         }
@@ -100,7 +100,7 @@ impl Engine {
                 }
             }
             Frame::Pils(header) => self.receive_pils(now, header, origin, datagram),
-            Frame::Pilu(_) => self.drops.no_session += 1,
+            Frame::Pilu(header) => self.receive_pilu(now, header, origin, datagram),
             Frame::Pilt(packet) => {
                 if self.config.encrypt {
                     self.drops.plaintext_refused += 1;
@@ -117,7 +117,7 @@ impl Engine {
         let Origin::Direct(from) = origin else { return };
         let waiting = self.exchanging > 0 && !self.config.relay_only;
         if waiting && self.limits.answer(Origin::Direct(from), now) {
-            let pila = self.half.pila.to_vec();
+            let pila = self.half.hello.clone();
             self.send_control(from, pila);
         }
     }
@@ -134,6 +134,10 @@ impl Engine {
         if self.hold_pils(node, origin, datagram) {
             return;
         }
+        if self.insists(node) && self.peers.get(&node).is_none_or(|peer| peer.session.is_none()) {
+            self.refuse_downgrade(now, node, "PILS", false);
+            return self.unreadable(now, node, origin);
+        }
         let Some(peer) = self.peers.get_mut(&node) else { return self.unreadable(now, node, origin) };
         let old = peer.previous.as_ref().is_some_and(|p| p.session.knows_prefix(header.prefix));
         let session = match &mut peer.previous {
@@ -141,18 +145,36 @@ impl Engine {
             _ => peer.session.as_mut(),
         };
         let Some(session) = session else { return self.unreadable(now, node, origin) };
-        let wire_len = datagram.len() as u64;
+        let wire_len = datagram.len();
         let opened = session.open(now, &header, &mut datagram[PILS_HEADER_LEN..]);
         let (plain, accepted) = match opened {
             Ok(opened) => opened,
             Err(error) => return self.session_fault(now, node, header.counter, origin, old, error),
         };
+        let may_move = accepted.newest && !accepted.opened && !old;
+        self.opened(now, node, origin, plain, wire_len, (may_move, old));
+    }
+
+    /// A frame of `len` bytes opened. `may_move`: it is fresh enough to say where the peer is; `old`: it belongs to a
+    /// session that was replaced. True: it was an empty sign of life.
+    pub(super) fn opened(
+        &mut self,
+        now: Instant,
+        node: NodeId,
+        origin: Origin,
+        plain: &[u8],
+        len: usize,
+        (may_move, old): (bool, bool),
+    ) -> bool {
         self.counters.encryption_success += 1;
         self.counters.pkts_recv += 1;
-        self.counters.bytes_recv += wire_len;
+        self.counters.bytes_recv += len as u64;
         let packet = match Packet::parse(plain) {
             Ok(packet) => packet,
-            Err(_) => return self.drops.bad_packet += 1,
+            Err(_) => {
+                self.drops.bad_packet += 1;
+                return false;
+            }
         };
         let keepalive = packet.header.protocol == protocol::CONTROL
             && packet.header.dst_port == port::PING
@@ -160,12 +182,14 @@ impl Engine {
         let source = packet.header.src.node;
         if source != node && !(keepalive && source == 0) {
             self.drops.source_spoofed += 1;
-            return self.publish_spoofed(now, node, source);
+            self.publish_spoofed(now, node, source);
+            return false;
         }
-        self.alive(now, node, origin, accepted.newest && !accepted.opened && !old, old);
+        self.alive(now, node, origin, may_move, old);
         if !keepalive {
             self.deliver(now, node, packet);
         }
+        keepalive
     }
 
     /// A frame of this peer opened: it lives, and its half of the exchange is done.
@@ -184,10 +208,10 @@ impl Engine {
         let mut rekeyed = false;
         if !old {
             peer.recovery.answered();
-            if let Some(session) = &peer.session
-                && peer.confirmed != Some(session.peer_key)
+            if let Some(key) = peer.tunnel_key()
+                && peer.confirmed != Some(key)
             {
-                rekeyed = peer.confirmed.replace(session.peer_key).is_some();
+                rekeyed = peer.confirmed.replace(key).is_some();
             }
             // The new session is confirmed; what it replaced never comes back.
             if let Some(previous) = peer.previous.take() {
@@ -238,13 +262,7 @@ impl Engine {
         self.counters.encryption_failure += 1;
         match error.fault {
             Fault::Decrypt => self.drops.decrypt_failed += 1,
-            Fault::Replay => {
-                self.drops.replayed += 1;
-                if self.security_event(now) {
-                    let fields = serde_json::json!({ "peer_hash": node_hash(node), "counter": counter });
-                    self.emit(Event::Publish("security.nonce_replay", fields));
-                }
-            }
+            Fault::Replay => self.replayed(now, node, counter),
             Fault::Outside => self.drops.outside_window += 1,
             Fault::OldEpoch => self.drops.old_epoch += 1,
             Fault::TooManyEpochs => self.drops.too_many_epochs += 1,
@@ -271,8 +289,17 @@ impl Engine {
         }
     }
 
+    /// An authentic frame came a second time.
+    pub(super) fn replayed(&mut self, now: Instant, node: NodeId, counter: u64) {
+        self.drops.replayed += 1;
+        if self.security_event(now) {
+            let fields = serde_json::json!({ "peer_hash": node_hash(node), "counter": counter });
+            self.emit(Event::Publish("security.nonce_replay", fields));
+        }
+    }
+
     /// An encrypted packet came for which no key is there.
-    fn unreadable(&mut self, now: Instant, node: NodeId, origin: Origin) {
+    pub(super) fn unreadable(&mut self, now: Instant, node: NodeId, origin: Origin) {
         self.drops.no_session += 1;
         if !self.gate.shuts_out(now, node) {
             self.ask_for_key(now, node, origin);
@@ -308,7 +335,7 @@ impl Engine {
     fn ask_where(&mut self, now: Instant, node: NodeId, origin: Origin) {
         if self.limits.answer(origin, now) {
             let half = self.half(node);
-            for frame in [half.pila.to_vec(), half.pilk.to_vec()] {
+            for frame in [half.hello.clone(), half.pilk.to_vec()] {
                 self.answer(origin, node, frame);
             }
         }
@@ -347,7 +374,7 @@ impl Engine {
         }
     }
 
-    fn security_event(&mut self, now: Instant) -> bool {
+    pub(super) fn security_event(&mut self, now: Instant) -> bool {
         let bucket = self.security_bucket.get_or_insert_with(|| Bucket::new(SECURITY_EVENTS, now));
         bucket.take(SECURITY_EVENTS, now)
     }

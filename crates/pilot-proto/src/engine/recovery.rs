@@ -131,7 +131,7 @@ impl Engine {
         if peer.recovery.due().is_none_or(|at| at > now) {
             return;
         }
-        if peer.session.is_none() || !connections && peer.recovery.lapsed(now) {
+        if !peer.linked(now) || !connections && peer.recovery.lapsed(now) {
             // Without a session the pending exchange does all there is to do.
             peer.recovery.answered();
             return;
@@ -164,7 +164,11 @@ impl Engine {
             Choice::Direct(addr) => vec![addr],
             _ => peer.path.addresses().take(MAX_ADDRESSES).collect(),
         };
-        let frames = [peer.half.pila.to_vec(), peer.half.pilk.to_vec()];
+        // A peer with an upgraded session does not act on unsigned requests, and needs none: what it gets is signed.
+        let ask = peer.session.is_some();
+        let half = peer.half.clone();
+        let mut frames = vec![self.exchange_frame(now, node, true)];
+        frames.extend(ask.then(|| half.pilk.to_vec()));
         for frame in frames {
             for addr in &direct {
                 self.send_control(*addr, frame.clone());

@@ -155,6 +155,9 @@ impl Engine {
             room.copy_from_slice(&PILT);
             return true;
         }
+        if let Some(sealed) = self.seal_upgraded(node, frame, at) {
+            return sealed;
+        }
         let own = self.node;
         let session = self.peers.get_mut(&node).and_then(|peer| peer.session.as_mut());
         session.is_some_and(|session| session.seal(own, frame, at))
@@ -288,7 +291,7 @@ impl Engine {
             let no_path = PathInfo { max_payload: SAFE_PAYLOAD, ready: false, relayed: false };
             let Some(peer) = peers.get(&node) else { return no_path };
             let choice = peer.path.choose(beacon, config.relay_only);
-            let ready = (peer.session.is_some() || !config.encrypt) && choice != Choice::None;
+            let ready = (peer.linked(now) || !config.encrypt) && choice != Choice::None;
             match choice {
                 Choice::Direct(to) if is_loopback(to.ip()) => {
                     let max_payload = config.loopback_payload.clamp(SAFE_PAYLOAD, MAX_PATH_PAYLOAD);

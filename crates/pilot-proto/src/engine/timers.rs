@@ -69,6 +69,7 @@ impl Engine {
         if peer.pending.expires().is_some_and(|at| at <= now) {
             self.drop_pending(node);
         }
+        self.upgrade_timeout(now, node, connections);
         self.exchange_timeout(now, node, connections);
         self.path_timeout(now, node, connections);
         self.liveness_timeout(now, node, connections);
@@ -80,7 +81,7 @@ impl Engine {
         if peer.cooldown.is_some_and(|until| until <= now) {
             peer.cooldown = None;
             let wanted = connections || !peer.pending.is_empty();
-            if wanted && peer.session.is_none() && peer.exchange.is_none() {
+            if wanted && !peer.linked(now) && peer.exchange.is_none() {
                 return self.start_exchange(now, node);
             }
         }
@@ -95,7 +96,7 @@ impl Engine {
         }
         peer.cooldown = Some(now + COOLDOWN);
         let active = peer.active(now, connections);
-        let wanted = active || !peer.pending.is_empty() || peer.session.is_some();
+        let wanted = active || !peer.pending.is_empty() || peer.linked(now);
         let may_reset = peer.last_give_up_reset.is_none_or(|at| now >= at + GIVE_UP_RESET_EVERY);
         self.emit(Event::Publish("tunnel.rekey_gave_up", serde_json::json!({ "peer_node_id": node })));
         if !wanted {
@@ -147,7 +148,7 @@ impl Engine {
 
     fn liveness_timeout(&mut self, now: Instant, node: NodeId, connections: bool) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        if peer.session.is_none() || !peer.active(now, connections) {
+        if !peer.linked(now) || !peer.active(now, connections) {
             return;
         }
         if now >= peer.last_out + KEEPALIVE {
@@ -176,7 +177,11 @@ impl Engine {
     /// Drops the session and everything known about the way to a peer, and starts anew.
     fn reset_path(&mut self, now: Instant, node: NodeId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        let lost = peer.session.take().is_some();
+        let lost = peer.has_state();
+        peer.session = None;
+        if let Some(upgrade) = &mut peer.upgrade {
+            upgrade.reset();
+        }
         peer.previous = None;
         peer.salvage = Default::default();
         peer.path.reset();
@@ -190,7 +195,7 @@ impl Engine {
         self.streams.path_changed(now, node);
     }
 
-    fn drop_pending(&mut self, node: NodeId) {
+    pub(super) fn drop_pending(&mut self, node: NodeId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let waiting = peer.pending.take();
         if !waiting.is_empty() {
@@ -202,10 +207,10 @@ impl Engine {
     /// Forgets everything about a peer but its connections.
     pub(super) fn remove_peer(&mut self, node: NodeId) {
         self.drop_pending(node);
-        let Some(Peer { armed, exchange, session, half, taken, .. }) = self.peers.remove(&node) else {
-            return;
-        };
-        if session.is_some() || !Arc::ptr_eq(&half, &self.half) {
+        let Some(peer) = self.peers.remove(&node) else { return };
+        let lost = peer.has_state();
+        let Peer { armed, exchange, half, taken, .. } = peer;
+        if lost || !Arc::ptr_eq(&half, &self.half) {
             self.retire_half(node, taken);
         }
         if let Some(at) = armed {

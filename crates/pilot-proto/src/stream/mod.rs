@@ -156,6 +156,12 @@ pub enum DialError {
         /// The registry's answer.
         reason: String,
     },
+    /// A peer with which the session upgrade was had answers without it (docs/extensions.md).
+    #[error(
+        "node {0} no longer offers the upgraded session this node insists on: somebody on the path cuts it off, or the \
+         node runs other software now; if you know the latter, run pilotctl pins clear {0}"
+    )]
+    Downgrade(NodeId),
 }
 
 /// Why a connection ended.

@@ -65,6 +65,11 @@ impl Exchange {
         }
     }
 
+    /// It is we who want to talk.
+    pub fn eager(&self) -> bool {
+        self.pace != Pace::Calm
+    }
+
     /// Counts a send and sets the next one.
     pub fn sent(&mut self, now: Instant) {
         let fast = EAGER_MS.get(self.attempts as usize).filter(|_| self.pace != Pace::Calm);

@@ -6,6 +6,7 @@
 //! - [`pending`]: packets that wait for a session.
 //! - [`limits`]: rate limits and bounded tables with expiry.
 //! - [`noise`]: the Noise handshake of the session upgrade (docs/security/session-upgrade.md).
+//! - [`upgrade`]: the sessions and the handshake of one peer.
 //! - [`upgraded`]: one upgraded session: sealing, opening, its replay window and its bounds.
 
 pub mod exchange;
@@ -14,4 +15,5 @@ pub mod noise;
 pub mod pending;
 pub mod replay;
 pub mod session;
+pub mod upgrade;
 pub mod upgraded;

@@ -10,6 +10,7 @@
 
 use crate::crypto::{SessionKey, TunnelSecret, hkdf_pair, sha256};
 use crate::wire::frame::TAG_LEN;
+use std::sync::Arc;
 use zeroize::Zeroizing;
 
 /// Protocol name, which starts the transcript.
@@ -132,6 +133,7 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> Result<&[u8; N], NoiseError
 /// What an initiator keeps between message 1 and message 2. Dropping it wipes the ephemeral secret and the chaining key.
 pub struct Initiator {
     at: Transcript,
+    own_static: Arc<TunnelSecret>,
     ephemeral: TunnelSecret,
 }
 
@@ -156,7 +158,7 @@ impl Initiator {
     /// Begins a handshake and appends message 1 to `out`. `ephemeral` must be fresh.
     pub fn start(
         prologue: &[u8],
-        own_static: &TunnelSecret,
+        own_static: Arc<TunnelSecret>,
         ephemeral: TunnelSecret,
         payload: &[u8],
         out: &mut Vec<u8>,
@@ -167,19 +169,14 @@ impl Initiator {
             at.mix_hash(part);
             out.extend_from_slice(part);
         }
-        Initiator { at, ephemeral }
-    }
-
-    /// Our ephemeral public key, which names this handshake.
-    pub fn ephemeral(&self) -> &[u8; 32] {
-        self.ephemeral.public_key()
+        Initiator { at, own_static, ephemeral }
     }
 
     /// Reads message 2. A refused message changes nothing: the right one may still come.
     ///
     /// # Errors
     /// See [`NoiseError`].
-    pub fn finish(&self, own_static: &TunnelSecret, message: &[u8]) -> Result<Finished, NoiseError> {
+    pub fn finish(&self, message: &[u8]) -> Result<Finished, NoiseError> {
         if message.len() < MESSAGE2_LEN {
             return Err(NoiseError::TooShort);
         }
@@ -187,7 +184,7 @@ impl Initiator {
         let mut at = self.at.clone();
         at.mix_hash(theirs);
         let keyed = at.mix_key(&self.ephemeral, theirs)?;
-        let mut keyed = keyed.mix_key(own_static, theirs)?;
+        let mut keyed = keyed.mix_key(&self.own_static, theirs)?;
         let remote = keyed.decrypt_and_hash(&message[32..64 + TAG_LEN])?;
         let remote_static: [u8; 32] = remote.try_into().map_err(|_| NoiseError::TooShort)?;
         let mut keyed = keyed.mix_key(&self.ephemeral, &remote_static)?;

@@ -165,6 +165,12 @@ impl Upgraded {
     pub fn expired(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.installed) >= MAX_AGE
     }
+
+    /// Counts as if `count` frames had been sealed; for tests of what happens at the bounds.
+    #[doc(hidden)]
+    pub fn skip_to(&mut self, count: u64) {
+        self.sealed = self.sealed.max(count);
+    }
 }
 
 #[cfg(test)]

@@ -149,6 +149,12 @@ impl<'a> Pila<'a> {
         })
     }
 
+    /// The frame with as much behind it as a capability block takes.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let room = super::capability::MAX_FRAME - PILA_LEN;
+        [&self.bytes(), &self.trailing[..self.trailing.len().min(room)]].concat()
+    }
+
     /// The 136 bytes of the frame.
     pub fn bytes(&self) -> [u8; PILA_LEN] {
         pila(self.node, self.x25519, self.ed25519, self.signature)

@@ -45,6 +45,11 @@ pub fn config(seed: u8) -> Config {
     }
 }
 
+/// The same without the session upgrade.
+pub fn plain(seed: u8) -> Config {
+    Config { session_upgrade: false, ..config(seed) }
+}
+
 pub fn identity(seed: u8) -> Arc<Identity> {
     Arc::new(Identity::from_seed([seed; 32]).unwrap())
 }
@@ -129,9 +134,22 @@ impl Net {
         net
     }
 
+    /// The same without the session upgrade: what a node and a reference peer see of each other.
+    pub fn plain_pair() -> Net {
+        let mut net = Net::new();
+        net.add(1, plain(1));
+        net.add(2, plain(2));
+        net
+    }
+
     /// Two public nodes and a beacon both use.
     pub fn pair_with_beacon() -> Net {
-        let mut net = Net::pair();
+        Net::pair().with_beacon()
+    }
+
+    /// Starts a beacon that nodes 1 and 2 use.
+    pub fn with_beacon(mut self) -> Net {
+        let net = &mut self;
         net.beacon_up = true;
         for id in [1, 2] {
             let now = net.now;
@@ -139,7 +157,7 @@ impl Net {
         }
         net.run(ms(100));
         net.log.clear();
-        net
+        self
     }
 
     /// Registers a node and starts its engine (again).
