@@ -545,6 +545,7 @@ impl World {
             }
             Event::PeerKeyProven { .. }
             | Event::OtherKeyProven { .. }
+            | Event::Pinned { .. }
             | Event::Notified
             | Event::Publish(..)
             | Event::Pong { .. } => {}

@@ -460,7 +460,7 @@ impl Driver {
             Event::OtherKeyProven { node, key } => {
                 drop(self.outlets.control.try_send(Control::OtherKeyProven(node, key)));
             }
-            Event::TunnelEstablished { .. } | Event::Pong { .. } => {}
+            Event::TunnelEstablished { .. } | Event::Pinned { .. } | Event::Pong { .. } => {}
         }
     }
 
