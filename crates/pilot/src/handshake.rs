@@ -98,6 +98,8 @@ impl Shared {
                 self.trust.polling.lane_done.notify_waiters();
                 return;
             };
+            // Nobody is told what a crash could undo.
+            self.trust_durable().await;
             match action {
                 Action::Deliver(delivery) => {
                     if let Err(error) = self.deliver(delivery).await {
@@ -301,7 +303,12 @@ impl Shared {
             Err(_) => Err(Refusal::Incomplete),
         };
         match result {
-            Ok(()) => {}
+            // Our close of the connection says that the message has done its work.
+            Ok(()) => {
+                if timeout(MESSAGE, self.trust_durable()).await.is_err() {
+                    return;
+                }
+            }
             Err(refusal) => tracing::debug!(transport, %refusal, "handshake message dropped"),
         }
         let _ = timeout(LINGER, async { while stream.read().await.is_some() {} }).await;
@@ -424,7 +431,10 @@ impl Shared {
             && list("requests").next().or(list("responses").next()).is_some()
         {
             // Kept on disk before the registry forgets it.
-            self.save_trust().await;
+            if let Err(error) = self.save_trust().await {
+                tracing::debug!(error, "the registry keeps what it delivered");
+                return Ok(());
+            }
             let acknowledge = json!({
                 "type": "ack_handshakes",
                 "node_id": node,

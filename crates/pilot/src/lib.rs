@@ -20,6 +20,7 @@ mod driver;
 pub mod fuzzing;
 mod handshake;
 mod identity;
+mod keeping;
 mod listener;
 mod node;
 mod peers;

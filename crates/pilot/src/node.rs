@@ -156,7 +156,7 @@ impl Node {
         let bind_error = |error| StartError::Bind { addr: config.listen, error };
         let socket = Socket::bind(config.listen).map_err(bind_error)?;
         let bound = socket.local_addr().map_err(bind_error)?;
-        let trust = TrustState::load(&config, identity.clone());
+        let trust = TrustState::load(&config, identity.clone()).map_err(StartError::Config)?;
         peers.set_port(bound.port());
         let instance = secret::<8>()?.iter().map(|b| format!("{b:02x}")).collect();
 
@@ -553,7 +553,7 @@ impl Node {
 
     /// Ends trust in a node and tells it.
     pub async fn revoke(&self, node: NodeId) -> Result<(), String> {
-        self.shared.revoke(node)
+        self.shared.revoke(node).await
     }
 
     /// Requests that wait for a decision.
@@ -591,7 +591,7 @@ impl Node {
         // A poll under way may hold what the registry has already forgotten.
         let _ = timeout(SHUTDOWN, self.shared.trust.polling.finished()).await;
         self.shared.stop.send_replace(true);
-        self.shared.save_trust().await;
+        let _ = self.shared.save_trust().await;
         self.shared.save_peers().await;
     }
 }

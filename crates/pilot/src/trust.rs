@@ -2,17 +2,17 @@
 
 use crate::command::Command;
 use crate::config::NodeConfig;
+use crate::keeping::{Keeper, newer};
 use crate::shared::Shared;
 use crate::{lock, unix_now};
 use pilot_proto::NodeId;
 use pilot_proto::crypto::Identity;
 use pilot_proto::trust::{Action, Approved, Config, Outcome, Requested, Trust};
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::broadcast;
 
 /// Outcomes kept for a slow waiter; one that misses some looks at the state.
 const OUTCOMES: usize = 256;
@@ -86,11 +86,8 @@ pub struct TrustedPeer {
 /// The state machine and what its driver needs.
 #[derive(Debug)]
 pub(crate) struct TrustState {
-    machine: Mutex<Trust>,
-    path: Option<PathBuf>,
-    dirty: Notify,
-    /// One save at a time, so that an older state never replaces a newer one.
-    saving: tokio::sync::Mutex<()>,
+    pub(crate) machine: Mutex<Trust>,
+    pub(crate) keeper: Keeper,
     outcomes: broadcast::Sender<(NodeId, Outcome)>,
     /// Network actions per peer, in order; a peer is in the map while its worker runs.
     pub(crate) lanes: Mutex<HashMap<NodeId, VecDeque<Action>>>,
@@ -106,7 +103,10 @@ pub(crate) struct TrustState {
 
 impl TrustState {
     /// The state stored beside the identity. Nothing is active before the registry is known.
-    pub(crate) fn load(config: &NodeConfig, identity: Arc<Identity>) -> TrustState {
+    ///
+    /// # Errors
+    /// The file is of a newer program; it stays as it is.
+    pub(crate) fn load(config: &NodeConfig, identity: Arc<Identity>) -> Result<TrustState, String> {
         let mut machine =
             Trust::new(Config { auto_approve: config.trust_auto_approve, ..Config::new(0, identity) });
         let path = config.identity_path.as_ref().map(|p| p.with_file_name("trust.json"));
@@ -114,6 +114,13 @@ impl TrustState {
         if let Some(path) = &path
             && let Some(text) = read(path)
         {
+            if let Some(version) = text.as_deref().ok().and_then(newer) {
+                let path = path.display();
+                return Err(format!(
+                    "{path} has format {version}, which this program does not know; use a newer program, or move the file \
+                     away to start without trust"
+                ));
+            }
             let loaded =
                 text.and_then(|text| machine.load(unix_now(), &text).map_err(|error| error.to_string()));
             match loaded {
@@ -133,11 +140,9 @@ impl TrustState {
         }
         // Activations are repeated when the registry is known.
         while machine.poll_action().is_some() {}
-        TrustState {
+        Ok(TrustState {
             machine: Mutex::new(machine),
-            path,
-            dirty: Notify::new(),
-            saving: tokio::sync::Mutex::default(),
+            keeper: Keeper::new(path),
             outcomes: broadcast::Sender::new(OUTCOMES),
             lanes: Mutex::default(),
             serving: Mutex::default(),
@@ -145,7 +150,7 @@ impl TrustState {
             sending: Mutex::default(),
             polling: crate::handshake::Polling::default(),
             warning: Mutex::new(warning),
-        }
+        })
     }
 
     pub(crate) fn is_trusted(&self, node: NodeId) -> bool {
@@ -232,7 +237,7 @@ impl Shared {
                 }
                 self.publish(name, data);
             }
-            Action::Save => self.trust.dirty.notify_one(),
+            Action::Save => self.trust.keeper.changed(),
             Action::Wake(node, outcome) => {
                 if outcome == Outcome::Trusted {
                     tracing::info!(peer = node, "trusted now");
@@ -348,6 +353,8 @@ impl Shared {
             Requested::AlreadyTrusted => return Ok(HandshakeSent::AlreadyTrusted),
             Requested::Send(delivery) => delivery,
         };
+        // Its answer must find what was asked.
+        self.trust_kept().await?;
         // A revoke that is still under way must arrive first.
         self.lane_idle(node).await;
         self.command(Command::ReplyWindow(node));
@@ -368,7 +375,10 @@ impl Shared {
             outcome => outcome,
         };
         match outcome {
-            Approved::Approved => Ok(ApproveOutcome::Approved),
+            Approved::Approved => {
+                self.trust_kept().await?;
+                Ok(ApproveOutcome::Approved)
+            }
             Approved::AlreadyTrusted => Ok(ApproveOutcome::AlreadyTrusted),
             Approved::NothingPending => Ok(ApproveOutcome::NothingPending),
             Approved::Full => Err(format!(
@@ -379,15 +389,18 @@ impl Shared {
     }
 
     pub(crate) async fn reject(self: &Arc<Self>, node: NodeId, reason: &str) -> Result<bool, String> {
-        if self.with_trust(|trust| trust.reject(unix_now(), node, reason)) {
-            return Ok(true);
+        let mut rejected = self.with_trust(|trust| trust.reject(unix_now(), node, reason));
+        if !rejected {
+            self.poll_handshakes_on_demand().await;
+            rejected = self.with_trust(|trust| trust.reject(unix_now(), node, reason));
         }
-        self.poll_handshakes_on_demand().await;
-        Ok(self.with_trust(|trust| trust.reject(unix_now(), node, reason)))
+        self.trust_kept().await?;
+        Ok(rejected)
     }
 
-    pub(crate) fn revoke(self: &Arc<Self>, node: NodeId) -> Result<(), String> {
-        self.with_trust(|trust| trust.revoke(unix_now(), node)).map_err(|e| e.to_string())
+    pub(crate) async fn revoke(self: &Arc<Self>, node: NodeId) -> Result<(), String> {
+        self.with_trust(|trust| trust.revoke(unix_now(), node)).map_err(|e| e.to_string())?;
+        self.trust_kept().await
     }
 
     pub(crate) async fn wait_for_trust(self: &Arc<Self>, node: NodeId, limit: Duration) -> TrustWait {
@@ -414,35 +427,15 @@ impl Shared {
             let shared = self.clone();
             self.spawn(async move { shared.poll_handshakes_on_demand().await });
         }
+        let told = async {
+            let outcome = waiting.await;
+            self.trust_durable().await;
+            outcome
+        };
         tokio::select! {
-            outcome = waiting => outcome,
+            outcome = told => outcome,
             () = tokio::time::sleep(limit) => TrustWait::TimedOut,
             () = self.stopped() => TrustWait::TimedOut,
-        }
-    }
-
-    // ---- persistence -------------------------------------------------------------------------------------
-
-    /// Saves after changes; those that come while a save runs are saved together.
-    pub(crate) async fn keep_saving(self: Arc<Self>) {
-        loop {
-            self.trust.dirty.notified().await;
-            self.save_trust().await;
-        }
-    }
-
-    pub(crate) async fn save_trust(&self) {
-        let Some(path) = self.trust.path.clone() else { return };
-        let _one = self.trust.saving.lock().await;
-        let text = lock(&self.trust.machine).to_json(unix_now());
-        let disk = self.config.disk.clone();
-        let written = tokio::task::spawn_blocking(move || {
-            disk.replace(&path, text.as_bytes()).map_err(|e| e.to_string())
-        });
-        match written.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => self.warn(format!("trust could not be saved: {error}")),
-            Err(error) => tracing::debug!(%error, "saving trust was interrupted"),
         }
     }
 }
@@ -459,7 +452,7 @@ mod tests {
         let config =
             NodeConfig { identity_path: Some(dir.path().join("identity.json")), ..NodeConfig::default() };
         let identity = Arc::new(Identity::from_seed([1; 32]).unwrap());
-        let state = TrustState::load(&config, identity);
+        let state = TrustState::load(&config, identity).unwrap();
         let warning = lock(&state.warning).clone().unwrap();
         assert!(warning.contains("stream did not contain valid UTF-8; starting without trust"), "{warning}");
         assert!(!path.exists());
