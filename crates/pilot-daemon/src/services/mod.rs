@@ -6,6 +6,8 @@
 
 pub mod client;
 mod dataexchange;
+#[cfg(test)]
+mod durability;
 mod echo;
 mod files;
 pub mod inbox;
