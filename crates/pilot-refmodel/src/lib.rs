@@ -93,6 +93,27 @@ pub enum DialError {
     Resolve(String),
 }
 
+/// Why a connection is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The peer's FIN, everything before it delivered.
+    Fin,
+    /// The peer's FIN, after 15 s without what was missing before it.
+    EarlyFin,
+    /// The own FIN was answered.
+    Own,
+    /// The own FIN was not answered.
+    Unanswered,
+    /// The connection was closed as idle.
+    Idle,
+    /// The peer's RST.
+    Reset,
+    /// The peer acknowledged nothing, or kept its window closed, for too long.
+    GaveUp,
+    /// The peer opened a new connection in its place.
+    Replaced,
+}
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -116,6 +137,11 @@ pub enum Event {
     Writable(ConnId),
     /// What is there to read is all: the peer's FIN or RST, giving up, idle or the own close look the same.
     Ended(ConnId),
+    /// The connection is over. Applications of the reference do not learn why; those who judge a simulation do.
+    Over(ConnId, End),
+    /// Bytes the application wrote will not reach the peer, though the peer will see the end as if they had: the FIN did not
+    /// wait for them any longer (spec 03 section 16.2), or the connection was closed as idle while a write was waiting.
+    CutShort(ConnId),
     /// The local client did not read and was dropped: every connection is closed but this one, which is forgotten;
     /// all ports are released.
     ClientDropped(ConnId),

@@ -18,7 +18,6 @@ use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Key exchanges per source at once and per second.
@@ -40,7 +39,6 @@ const REPLY_WINDOW: Duration = Duration::from_secs(300);
 /// A node of the reference.
 pub struct Node {
     pub(crate) config: Config,
-    identity: Arc<Identity>,
     pub(crate) node: NodeId,
     pub(crate) secret: TunnelSecret,
     pub(crate) pila: [u8; PILA_LEN],
@@ -68,13 +66,14 @@ pub struct Node {
     pub(crate) streams: Streams,
     pub(crate) upgrades: Vec<UpgradeProbe>,
     ticks: Ticks,
+    pub(crate) opened: u64,
     out: VecDeque<(SocketAddr, Vec<u8>)>,
     events: VecDeque<Event>,
 }
 
 impl Node {
     /// A node `node`. Its timers start now.
-    pub fn new(config: Config, identity: Arc<Identity>, node: NodeId, now: Instant) -> Node {
+    pub fn new(config: Config, identity: &Identity, node: NodeId, now: Instant) -> Node {
         // Every 32-byte string is a valid X25519 private key (RFC 7748 section 5).
         #[allow(clippy::expect_used)]
         let secret = TunnelSecret::from_bytes(&config.tunnel_secret).expect("32 bytes are an X25519 key");
@@ -109,7 +108,7 @@ impl Node {
             ticks: Ticks::new(now, &config.phases),
             out: VecDeque::new(),
             events: VecDeque::new(),
-            identity,
+            opened: 0,
             config,
         }
     }
@@ -119,9 +118,11 @@ impl Node {
         self.node
     }
 
-    /// Its identity.
-    pub fn identity(&self) -> &Arc<Identity> {
-        &self.identity
+    /// Another identity key, as after a rotation. The tunnel key and the sessions stay.
+    pub fn set_identity(&mut self, identity: &Identity) {
+        let public = *self.secret.public_key();
+        let signature = identity.sign(&frame::pila_signed(self.node, &public));
+        self.pila = frame::pila(self.node, &public, identity.public_key(), &signature);
     }
 
     // ---- input and output --------------------------------------------------------------------------------
@@ -476,6 +477,8 @@ impl Node {
                 Note::Readable => self.emit(Event::Readable(id)),
                 Note::Writable => self.emit(Event::Writable(id)),
                 Note::Ended => self.emit(Event::Ended(id)),
+                Note::Over(why) => self.emit(Event::Over(id, why)),
+                Note::CutShort => self.emit(Event::CutShort(id)),
             }
         }
     }
@@ -525,6 +528,16 @@ impl Node {
         let conns = self.streams.conns.values();
         let most = |f: fn(&Conn) -> usize| conns.clone().map(f).max().unwrap_or(0);
         (most(|c| c.recv.reordered()), most(|c| c.send.unacked()))
+    }
+
+    /// Bytes of a connection's application that the peer has acknowledged, while the connection is known.
+    pub fn acknowledged(&self, id: ConnId) -> Option<u64> {
+        self.streams.conns.get(&id).map(|c| c.send.acked)
+    }
+
+    /// Encrypted frames opened and taken so far.
+    pub fn opened(&self) -> u64 {
+        self.opened
     }
 
     /// Peers in the table.

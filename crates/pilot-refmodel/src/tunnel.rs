@@ -258,7 +258,10 @@ impl Node {
             return self.on_unreadable(now, node, origin);
         };
         let packet = match session.open(now, header, bytes) {
-            Opened::Packet(packet) => packet,
+            Opened::Packet(packet) => {
+                self.opened += 1;
+                packet
+            }
             Opened::Fault(false) => return,
             Opened::Fault(true) => {
                 if let Some(peer) = self.peers.get_mut(&node) {

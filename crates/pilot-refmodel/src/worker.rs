@@ -3,7 +3,7 @@
 use crate::node::Node;
 use crate::stream::conn::{Conn, Note, Out, State};
 use crate::stream::recv::Taken;
-use crate::{ConnId, Event};
+use crate::{ConnId, End, Event};
 use bytes::Bytes;
 use pilot_proto::NodeId;
 use pilot_proto::wire::packet::{Header, flags, port, protocol};
@@ -155,7 +155,7 @@ impl Node {
             if conn.state == State::SynSent {
                 out.notes.push((id, Note::Refused));
             } else {
-                conn.remove(&mut out);
+                conn.remove(End::Reset, &mut out);
             }
         } else if ack && conn.on_ack(now, &header, &work.payload, &mut out) == Taken::NoSlot {
             let (seq, until) = (header.seq, now + SLOT_WAIT);
@@ -177,7 +177,7 @@ impl Node {
             && conn.live()
         {
             if conn.recv.fin.is_some() {
-                conn.remove(&mut out);
+                conn.remove(End::Replaced, &mut out);
                 self.absorb(now, std::mem::take(&mut out));
             } else {
                 if conn.state != State::SynSent {

@@ -48,8 +48,12 @@ impl World {
         };
         let sizes = process.sizes();
         let mine = self.streams.iter().filter(|s| s.plan.client == n || s.plan.server == n).count();
-        bound("peers", sizes.peers as u64, self.nodes.len() as u64)?;
-        bound("connections", sizes.connections as u64, mine as u64)?;
+        // Excuse: a reference node enters the sender of any unreadable frame into its peer table, as the frame names it;
+        // and it keeps a connection in TIME_WAIT beside the one a repeated SYN opens in its place.
+        if !self.plan.reference(n) {
+            bound("peers", sizes.peers as u64, self.nodes.len() as u64)?;
+            bound("connections", sizes.connections as u64, mine as u64)?;
+        }
         bound("pieces out of order", sizes.pieces, MAX_PIECES)?;
         bound("unacknowledged segments", sizes.unacked, MAX_UNACKED)?;
         for (id, side) in self.nodes[n].conns.values() {
@@ -115,7 +119,8 @@ fn check_complete(id: u32, stream: &Stream) -> Result<(), Violation> {
 fn check_acknowledged(id: u32, stream: &Stream) -> Result<(), Violation> {
     for direction in 0..2 {
         let (sender, receiver) = (&stream.sides[direction], &stream.sides[1 - direction]);
-        let unwanted = receiver.aborted || (stream.plan.ending == Ending::Close && direction == 1);
+        let unwanted = receiver.aborted
+            || (matches!(stream.plan.ending, Ending::Close | Ending::Answered) && direction == 1);
         if receiver.lost || receiver.conn.is_none() || unwanted {
             continue;
         }

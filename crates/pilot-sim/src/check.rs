@@ -261,12 +261,14 @@ impl Wire {
 }
 
 impl Taken {
-    /// A node handled a datagram; the process's count of opened frames went from `before` to `after`.
+    /// A node handled a datagram; the process's count of opened frames went from `before` to `after`. `replays`: it may
+    /// accept a frame again.
     pub fn on_handled(
         &mut self,
         node: u32,
         frame: Option<(Nonce, bool)>,
         (before, after): (u64, u64),
+        replays: bool,
     ) -> Result<(), Violation> {
         if let Some((nonce, genuine)) = frame {
             if genuine {
@@ -276,11 +278,11 @@ impl Taken {
             if after > before && !genuine {
                 return Err(Violation::FrameForged { node });
             }
-            if after > before && !self.accepted.insert(nonce) {
+            if after > before && !self.accepted.insert(nonce) && !replays {
                 return Err(Violation::FrameTwice { node, sender: nonce.node, counter: nonce.counter });
             }
         }
-        if after > self.arrived.len() as u64 {
+        if after > self.arrived.len() as u64 && !replays {
             let (sender, counter) = frame.map_or((0, 0), |(nonce, _)| (nonce.node, nonce.counter));
             return Err(Violation::FrameTwice { node, sender, counter });
         }

@@ -107,6 +107,8 @@ impl World {
         self.answer(n, life, |process, now| {
             if trusted {
                 process.admit(about, now + ADMITTED);
+            } else {
+                process.refuse(about);
             }
         })
     }

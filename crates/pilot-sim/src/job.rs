@@ -47,7 +47,7 @@ impl World {
             client: plan.client,
             server: plan.server,
             bytes: [4 + plan.total - receipted, 0],
-            ending: Ending::HalfClose,
+            ending: self.plan.ending(plan.client, plan.server, Ending::HalfClose),
             purpose: Purpose::Job { job, from: receipted },
         });
     }

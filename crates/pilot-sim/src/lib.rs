@@ -23,6 +23,7 @@ pub mod mutants;
 mod net;
 mod plan;
 mod process;
+mod reference;
 mod report;
 mod rng;
 mod world;
@@ -36,6 +37,13 @@ pub use world::{CONNECTED_WITHIN, DONE_WITHIN, ENDED_WITHIN};
 /// Runs the world of a seed. The report says what happened until the violation, if there is one.
 pub fn run(seed: u64) -> (Report, Result<(), Violation>) {
     world::World::new(seed, None).run()
+}
+
+/// Runs the world of a seed in which some nodes are models of reference 1.18.0 nodes.
+pub fn run_mixed(seed: u64, traced: bool) -> (Report, Result<(), Violation>) {
+    let mut world = world::World::mixed(seed);
+    world.tracing = traced;
+    world.run()
 }
 
 /// Runs the world of a seed with a harness that lies.

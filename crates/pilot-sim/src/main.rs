@@ -1,6 +1,6 @@
 //! Runs seeds: one in detail, many, or as many as fit a time.
 
-use pilot_sim::{KINDS, Kind, Report, SECOND, Violation, run, run_traced};
+use pilot_sim::{KINDS, Kind, Report, SECOND, Violation, run, run_mixed, run_traced};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +12,8 @@ usage: pilot-sim --seed N [--trace]              one world, in detail; --trace p
        pilot-sim --seeds FROM..TO [--jobs N] [--first]
                                                  many (TO is not run), on N threads; --first stops at the first failure
        pilot-sim --for SECONDS[s] [--from SEED] [--jobs N]
-                                                 as many as fit, from a random seed on";
+                                                 as many as fit, from a random seed on
+--mixed with any of them: some nodes are models of the reference 1.18.0";
 
 /// Seeds tried before the random ones by `--for`: those that once found something are in the tests.
 const FIXED: u64 = 100;
@@ -24,6 +25,7 @@ struct Args {
     seed: Option<u64>,
     trace: bool,
     first: bool,
+    mixed: bool,
     seeds: Option<(u64, u64)>,
     time: Option<Duration>,
     from: Option<u64>,
@@ -40,6 +42,10 @@ fn parse() -> Result<Args, String> {
         }
         if option == "--first" {
             args.first = true;
+            continue;
+        }
+        if option == "--mixed" {
+            args.mixed = true;
             continue;
         }
         let value = given.next().ok_or_else(|| format!("{option}: a value is missing"))?;
@@ -74,12 +80,12 @@ fn main() -> ExitCode {
     };
     let jobs = args.jobs.unwrap_or(1);
     match (args.seed, args.seeds, args.time) {
-        (Some(seed), None, None) => one(seed, args.trace),
-        (None, Some((from, to)), None) => many(&[(from, to)], None, jobs, args.first),
+        (Some(seed), None, None) => one(seed, args.trace, args.mixed),
+        (None, Some((from, to)), None) => many(&[(from, to)], None, jobs, &args),
         (None, None, Some(time)) => {
             let from = args.from.unwrap_or_else(random_seed);
             println!("seeds 0..{FIXED}, then from {from} on for {} s", time.as_secs());
-            many(&[(0, FIXED), (from, u64::MAX)], Some(time), jobs, args.first)
+            many(&[(0, FIXED), (from, u64::MAX)], Some(time), jobs, &args)
         }
         _ => {
             eprintln!("pilot-sim: one of --seed, --seeds and --for is needed\n{USAGE}");
@@ -94,9 +100,13 @@ fn random_seed() -> u64 {
     (now.as_nanos() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) % RANDOM
 }
 
-fn one(seed: u64, trace: bool) -> ExitCode {
+fn one(seed: u64, trace: bool, mixed: bool) -> ExitCode {
     let start = Instant::now();
-    let (report, result) = if trace { run_traced(seed) } else { run(seed) };
+    let (report, result) = match (mixed, trace) {
+        (true, trace) => run_mixed(seed, trace),
+        (false, true) => run_traced(seed),
+        (false, false) => run(seed),
+    };
     println!("{report:#?}");
     println!("{:?} of real time", start.elapsed());
     match result {
@@ -171,7 +181,7 @@ impl Sum {
         self.ended = self.ended.max((report.ended_after, seed));
     }
 
-    fn print(&self, took: Duration, jobs: usize) {
+    fn print(&self, took: Duration, jobs: usize, mixed: bool) {
         let seeds = self.seeds.max(1);
         println!(
             "{} seeds, {} failed; {:.1?} on {jobs} threads, {:.1?} of processor time a seed",
@@ -211,14 +221,15 @@ impl Sum {
         }
         for (seed, violation) in &self.failed {
             println!(
-                "FAILED seed {seed}: {violation}\n  replay: cargo run --release -p pilot-sim -- --seed {seed}"
+                "FAILED seed {seed}: {violation}\n  replay: cargo run --release -p pilot-sim -- --seed {seed}{}",
+                if mixed { " --mixed" } else { "" }
             );
         }
     }
 }
 
-/// Runs ranges of seeds one after the other, for at most `time`; `first`: until one fails.
-fn many(ranges: &[(u64, u64)], time: Option<Duration>, jobs: usize, first: bool) -> ExitCode {
+/// Runs ranges of seeds one after the other, for at most `time`, as `args` say.
+fn many(ranges: &[(u64, u64)], time: Option<Duration>, jobs: usize, args: &Args) -> ExitCode {
     let (start, stop) = (Instant::now(), AtomicBool::new(false));
     let sum = Mutex::new(Sum::default());
     for (from, to) in ranges {
@@ -232,8 +243,10 @@ fn many(ranges: &[(u64, u64)], time: Option<Duration>, jobs: usize, first: bool)
                             break;
                         }
                         let begun = processor_time(start);
-                        let (report, result) = run(seed);
-                        if first && let Err(violation) = &result {
+                        let (report, result) = if args.mixed { run_mixed(seed, false) } else { run(seed) };
+                        if args.first
+                            && let Err(violation) = &result
+                        {
                             println!("FIRST {seed} {} {violation}", violation.name());
                             stop.store(true, Ordering::Relaxed);
                         }
@@ -245,6 +258,6 @@ fn many(ranges: &[(u64, u64)], time: Option<Duration>, jobs: usize, first: bool)
         });
     }
     let sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
-    sum.print(start.elapsed(), jobs);
+    sum.print(start.elapsed(), jobs, args.mixed);
     if sum.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -24,6 +24,8 @@ pub enum Ending {
     HalfClose,
     /// The client closes both directions after its last byte.
     Close,
+    /// The client closes both directions when it has written and received everything: among those who have no half-close.
+    Answered,
     /// This side (0 client, 1 server) aborts that long after it is connected.
     Abort(usize, Micros),
 }
@@ -285,6 +287,52 @@ fn faults(rng: &mut Rng, count: usize, beacons: usize) -> Vec<(Micros, Micros, F
 }
 
 impl Plan {
+    /// The world of a seed in which some nodes are of the reference. What two of them would do with each other is left
+    /// out: one of two is ours.
+    pub fn mixed(seed: u64, rng: &mut Rng) -> Plan {
+        let mut plan = Plan::new(seed, rng);
+        let mut kinds = Rng::new(!seed);
+        for node in &mut plan.nodes {
+            if kinds.chance(400_000) {
+                node.kind = NodeKind::Reference;
+            }
+        }
+        let count = plan.nodes.len();
+        let reference = kinds.index(count);
+        let ours = other(&mut kinds, count, reference);
+        plan.nodes[reference].kind = NodeKind::Reference;
+        plan.nodes[ours].kind = NodeKind::Ours;
+        let mut peer_of = {
+            let nodes: Vec<NodeKind> = plan.nodes.iter().map(|n| n.kind).collect();
+            move |client: usize, server: usize| {
+                let both = nodes[client] == NodeKind::Reference && nodes[server] == NodeKind::Reference;
+                let ours: Vec<usize> = (0..count).filter(|n| nodes[*n] == NodeKind::Ours).collect();
+                if both { ours[kinds.index(ours.len())] } else { server }
+            }
+        };
+        plan.streams.iter_mut().for_each(|s| s.server = peer_of(s.client, s.server));
+        plan.jobs.iter_mut().for_each(|j| j.server = peer_of(j.client, j.server));
+        plan.datagrams.iter_mut().for_each(|d| d.to = peer_of(d.from, d.to));
+        for i in 0..plan.streams.len() {
+            let StreamPlan { client, server, ending, .. } = plan.streams[i];
+            plan.streams[i].ending = plan.ending(client, server, ending);
+        }
+        plan
+    }
+
+    /// Whether a node is of the reference.
+    pub fn reference(&self, n: usize) -> bool {
+        self.nodes[n].kind == NodeKind::Reference
+    }
+
+    /// How a stream between two nodes ends that is meant to end like this.
+    pub fn ending(&self, a: usize, b: usize, meant: Ending) -> Ending {
+        match meant {
+            Ending::HalfClose if self.reference(a) || self.reference(b) => Ending::Answered,
+            meant => meant,
+        }
+    }
+
     /// The world of a seed.
     pub fn new(seed: u64, rng: &mut Rng) -> Plan {
         let calm = seed.is_multiple_of(CALM_EVERY);

@@ -1,5 +1,6 @@
 //! What runs at a node: our engine, or a model of another implementation, behind one contract.
 
+use crate::reference::Reference;
 use bytes::Bytes;
 use pilot_proto::crypto::Identity;
 use pilot_proto::engine::{Config, Engine, Output, Route};
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 pub enum NodeKind {
     /// Our engine.
     Ours,
+    /// The model of a reference 1.18.0 node.
+    Reference,
 }
 
 /// How much a process holds.
@@ -42,6 +45,8 @@ pub trait Process {
     fn set_peer_key(&mut self, now: Instant, node: NodeId, key: Option<[u8; 32]>);
     fn set_route(&mut self, now: Instant, node: NodeId, route: Result<Route, String>);
     fn admit(&mut self, node: NodeId, until: Instant);
+    /// The directory does not vouch for a node that knocked. Ours goes on as if nothing had happened.
+    fn refuse(&mut self, _node: NodeId) {}
 
     fn listen(&mut self, port: u16);
     fn dial(&mut self, now: Instant, to: Addr, port: u16) -> Result<ConnId, DialError>;
@@ -156,6 +161,7 @@ pub struct Start {
 pub fn start(kind: NodeKind, start: Start, now: Instant) -> Box<dyn Process> {
     match kind {
         NodeKind::Ours => Box::new(engine(start, now)),
+        NodeKind::Reference => Box::new(Reference::new(&start, now)),
     }
 }
 

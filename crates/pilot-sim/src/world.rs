@@ -8,6 +8,7 @@ use crate::job::Job;
 use crate::net::{Flight, Micros, Nat, Network, Place, SECOND, beacon_addr};
 use crate::plan::{FAULTS_END, Plan, StreamPlan};
 use crate::process::{self, Process};
+use crate::reference;
 use crate::report::Report;
 use crate::rng::Rng;
 use pilot_proto::NodeId;
@@ -22,6 +23,9 @@ use std::time::{Duration, Instant};
 
 /// Every pair that tries has exchanged a stream by this time after the last fault.
 pub const CONNECTED_WITHIN: Micros = 60 * SECOND;
+/// Excuse: a reference node tells its beacon its address every 60 s only, and until then nobody gets through to it (spec
+/// 04 section 12); a dial may have to fail first (31.75 s).
+pub const REFERENCE_CONNECTED_WITHIN: Micros = CONNECTED_WITHIN + 92 * SECOND;
 /// Every job is done by this time after the last fault: a client that waits for the receipts of a process that died
 /// learns of it by unanswered keepalives (60 s, then three times 15 s) and an unanswered FIN (60 s).
 pub const DONE_WITHIN: Micros = 240 * SECOND;
@@ -30,6 +34,8 @@ pub const DONE_WITHIN: Micros = 240 * SECOND;
 pub const ENDED_WITHIN: Micros = 360 * SECOND;
 /// After that every connection is gone from every table.
 const LINGER: Micros = 15 * SECOND;
+/// Excuse: reference nodes look at their connections every 15 s, and forget those over for 10 s.
+const REFERENCE_LINGER: Micros = 30 * SECOND;
 /// Outputs of one node in one turn.
 const MAX_TURN: u32 = 200_000;
 /// Turns without the clock moving.
@@ -121,6 +127,8 @@ pub struct Node {
     pub reading: Reading,
     /// Datagrams its applications got from this process.
     pub datagrams: BTreeSet<u32>,
+    /// When it, being of the reference, last sent packets to a node again under a new key.
+    pub salvaged: BTreeMap<NodeId, Micros>,
     /// Turns it had.
     pub turns: u32,
     taken: Taken,
@@ -176,6 +184,7 @@ impl Node {
             strangers: BTreeMap::new(),
             reading: Reading::Fast,
             datagrams: BTreeSet::new(),
+            salvaged: BTreeMap::new(),
             turns: 0,
             taken: Taken::default(),
         }
@@ -187,6 +196,17 @@ impl World {
     pub fn new(seed: u64, sabotage: Option<Sabotage>) -> World {
         let mut rng = Rng::new(seed);
         let plan = Plan::new(seed, &mut rng);
+        World::of_plan(plan, rng, sabotage)
+    }
+
+    /// The same with some nodes of the reference.
+    pub fn mixed(seed: u64) -> World {
+        let mut rng = Rng::new(seed);
+        let plan = Plan::mixed(seed, &mut rng);
+        World::of_plan(plan, rng, None)
+    }
+
+    fn of_plan(plan: Plan, mut rng: Rng, sabotage: Option<Sabotage>) -> World {
         let mut net = Network { beacons: plan.beacons, ..Network::default() };
         let mut nodes = Vec::new();
         for (i, node) in plan.nodes.iter().enumerate() {
@@ -290,9 +310,13 @@ impl World {
         self.run_until(FAULTS_END, |_| false)?;
         self.add_probes();
         let connected = FAULTS_END + CONNECTED_WITHIN;
-        self.run_until(connected, |w| w.now > FAULTS_END + SECOND && w.unreached().is_none())?;
-        if let Some((a, b)) = self.unreached() {
+        self.run_until(connected, |w| w.now > FAULTS_END + SECOND && w.unreached(true).is_none())?;
+        if let Some((a, b)) = self.unreached(false) {
             return Err(Violation::Unreachable { a, b, after: CONNECTED_WITHIN / SECOND });
+        }
+        self.run_until(FAULTS_END + REFERENCE_CONNECTED_WITHIN, |w| w.unreached(true).is_none())?;
+        if let Some((a, b)) = self.unreached(true) {
+            return Err(Violation::Unreachable { a, b, after: REFERENCE_CONNECTED_WITHIN / SECOND });
         }
         self.run_until(FAULTS_END + DONE_WITHIN, |w| w.undone().is_none())?;
         if let Some(job) = self.undone() {
@@ -306,7 +330,8 @@ impl World {
         // Strangers have no stream to wait for; they end like any idle connection.
         let end = FAULTS_END + ENDED_WITHIN;
         self.run_until(end, |w| w.nodes.iter().all(|n| n.strangers.is_empty()))?;
-        self.run_until(self.now + LINGER, |_| false)?;
+        let lingers = (0..self.nodes.len()).any(|n| self.plan.reference(n));
+        self.run_until(self.now + if lingers { REFERENCE_LINGER } else { LINGER }, |_| false)?;
         self.check_end_of_world()
     }
 
@@ -466,7 +491,9 @@ impl World {
         let before = process.opened();
         process.handle_datagram(now, from, &mut bytes);
         let after = process.opened() + u64::from(lie);
-        node.taken.on_handled(n as u32 + 1, frame, (before, after))?;
+        // Excuse: a reference node that lost a session agrees on the same key again, with an empty replay window.
+        let replays = self.plan.reference(n);
+        node.taken.on_handled(n as u32 + 1, frame, (before, after), replays)?;
         self.drive(n)
     }
 
@@ -542,6 +569,17 @@ impl World {
                 self.report.tunnels_relayed += u64::from(relay);
                 self.report.tunnels_direct += u64::from(!relay);
                 self.report.rekeyed += u64::from(rekeyed);
+            }
+            Event::Publish(reference::SALVAGED, fields) => {
+                let peer = fields["peer_node_id"].as_u64().unwrap_or(0);
+                self.nodes[n].salvaged.insert(peer as NodeId, self.now);
+            }
+            Event::Publish(reference::CLIENT_DROPPED, _) => self.lose_streams(n),
+            Event::Publish(reference::CUT_SHORT, fields) => {
+                let conn = ConnId(fields["conn"].as_u64().unwrap_or(0) as u32);
+                if let Some((id, side)) = self.nodes[n].conns.get(&conn) {
+                    self.streams[*id as usize].sides[*side].cut_short = true;
+                }
             }
             Event::PeerKeyProven { .. }
             | Event::OtherKeyProven { .. }

@@ -2,7 +2,7 @@
 
 use super::recv::{AckNow, Receiver, Taken, diff, parse_sack};
 use super::send::{Act, Sender};
-use crate::ConnId;
+use crate::{ConnId, End};
 use bytes::Bytes;
 use pilot_proto::Addr;
 use pilot_proto::wire::packet::{Header, flags, protocol};
@@ -48,6 +48,8 @@ pub(crate) enum Note {
     Writable,
     /// No more bytes will come.
     Ended,
+    Over(End),
+    CutShort,
 }
 
 /// Packets and notes a connection produced.
@@ -78,6 +80,9 @@ pub(crate) struct Conn {
     /// The application closed: nobody reads any more.
     pub(crate) abandoned: bool,
     ended: bool,
+    over: bool,
+    /// It was closed because nothing happened on it.
+    idle: bool,
     /// The node's own echo service serves it.
     pub(crate) echo: bool,
 }
@@ -107,6 +112,8 @@ impl Conn {
             closing: false,
             abandoned: false,
             ended: false,
+            over: false,
+            idle: false,
             echo: false,
         }
     }
@@ -164,8 +171,16 @@ impl Conn {
         }
     }
 
+    fn over(&mut self, why: End, out: &mut Out) {
+        if !self.over {
+            self.over = true;
+            let why = if self.idle { End::Idle } else { why };
+            out.notes.push((self.id, Note::Over(why)));
+        }
+    }
+
     /// The connection leaves the table.
-    pub(crate) fn remove(&mut self, out: &mut Out) {
+    pub(crate) fn remove(&mut self, why: End, out: &mut Out) {
         self.state = State::Closed;
         self.removed = true;
         self.send.stop();
@@ -173,6 +188,7 @@ impl Conn {
         self.recv.fin = None;
         self.fin = Fin::None;
         self.end(out);
+        self.over(why, out);
     }
 
     /// Nobody needs it any more.
@@ -194,7 +210,7 @@ impl Conn {
                 Act::Probe => self.put_empty(out),
                 Act::GiveUp => {
                     self.put(out, flags::RST, 0, 0, 0, Bytes::new());
-                    self.remove(out);
+                    self.remove(End::GaveUp, out);
                 }
             }
         }
@@ -242,7 +258,7 @@ impl Conn {
                 self.state = State::FinWait;
                 self.activity = now;
             }
-            State::SynSent => self.remove(out),
+            State::SynSent => self.remove(End::Own, out),
             State::FinWait | State::Closed => {}
         }
     }
@@ -269,6 +285,9 @@ impl Conn {
     fn put_fin(&mut self, now: Instant, seq: u32, out: &mut Out) {
         self.fin = Fin::Sent;
         self.activity = now;
+        if self.send.unacked() > 0 {
+            out.notes.push((self.id, Note::CutShort));
+        }
         self.put(out, flags::FIN, seq, 0, 0, Bytes::new());
     }
 
@@ -298,7 +317,7 @@ impl Conn {
                     self.recv.fin = Some((first, now));
                     return self.put_ack(out);
                 }
-                self.take_fin(now, seq, out);
+                self.take_fin(now, seq, End::Fin, out);
             }
             State::FinWait => {
                 self.send.stop();
@@ -308,12 +327,13 @@ impl Conn {
                 self.put_fin_ack(out, seq);
                 self.state = State::TimeWait;
                 self.activity = now;
+                self.over(End::Own, out);
             }
             State::SynSent | State::TimeWait | State::Closed => {}
         }
     }
 
-    fn take_fin(&mut self, now: Instant, seq: u32, out: &mut Out) {
+    fn take_fin(&mut self, now: Instant, seq: u32, why: End, out: &mut Out) {
         self.recv.fin = None;
         self.recv.delayed = None;
         self.send.stop();
@@ -321,6 +341,7 @@ impl Conn {
         self.activity = now;
         self.put_fin_ack(out, seq);
         self.end(out);
+        self.over(why, out);
     }
 
     /// The ACK branch. `NoSlot`: the segment waits for a slot; the acknowledgement has been dealt with.
@@ -376,7 +397,7 @@ impl Conn {
         if let Some((fin, _)) = self.recv.fin
             && diff(fin, self.recv.expected) <= 0
         {
-            return self.take_fin(now, fin, out);
+            return self.take_fin(now, fin, End::Fin, out);
         }
         if self.recv.count(now) == AckNow::Yes {
             self.put_ack(out);
@@ -414,7 +435,7 @@ impl Conn {
         if let Some((fin, heard)) = self.recv.fin
             && now >= heard + FIN_WAITS
         {
-            self.take_fin(now, fin, out);
+            self.take_fin(now, fin, End::EarlyFin, out);
         }
     }
 
@@ -439,7 +460,7 @@ impl Conn {
                 if let Fin::Held(seq, _) = self.fin {
                     self.put_fin(now, seq, out);
                 }
-                self.remove(out);
+                self.remove(End::Unanswered, out);
             }
             State::Closed => self.removed = true,
             _ => {}
@@ -448,7 +469,10 @@ impl Conn {
 
     fn close_idle(&mut self, now: Instant, out: &mut Out) {
         // A writer that waits for a closed window loses what it did not get rid of.
-        self.send.drop_writes();
+        self.idle = true;
+        if self.send.drop_writes() {
+            out.notes.push((self.id, Note::CutShort));
+        }
         self.close_now(now, out);
     }
 }

@@ -67,6 +67,8 @@ pub(crate) enum Act {
 pub(crate) struct Sender {
     pub(crate) nxt: u32,
     una: u32,
+    /// Bytes acknowledged.
+    pub(crate) acked: u64,
     segments: VecDeque<Segment>,
     pub(crate) window: u16,
     cwnd: usize,
@@ -95,6 +97,7 @@ impl Sender {
         Sender {
             nxt: 1,
             una: 0,
+            acked: 0,
             segments: VecDeque::new(),
             window: 0,
             cwnd: INITIAL_CWND,
@@ -151,11 +154,13 @@ impl Sender {
         (self.nagle, self.probe, self.repair, self.unsettled) = (None, None, None, false);
     }
 
-    /// What was written and is not in a segment yet is thrown away.
-    pub(crate) fn drop_writes(&mut self) {
+    /// What was written and is not in a segment yet is thrown away. True: there was some.
+    pub(crate) fn drop_writes(&mut self) -> bool {
+        let some = !self.writes.is_empty() || !self.buffer.is_empty();
         self.writes.clear();
         self.buffer.clear();
         (self.nagle, self.probe, self.unsettled) = (None, None, false);
+        some
     }
 
     fn flight(&self, marked_too: bool) -> usize {
@@ -290,6 +295,7 @@ impl Sender {
             if !first.marked {
                 acked += first.data.len();
             }
+            self.acked += first.data.len() as u64;
             repeated |= first.times > 1;
             if first.times == 1 {
                 sample.get_or_insert(now.saturating_duration_since(first.sent));

@@ -7,7 +7,6 @@ use pilot_proto::wire::beacon::Message;
 use pilot_refmodel::{Config, ConnId, DialError, Event, Node, Output, Phases, Route};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub struct ModelHost {
@@ -34,10 +33,10 @@ fn address(peer: PeerId) -> SocketAddr {
 
 impl ModelHost {
     pub fn new(setup: &Setup, phases: Phases) -> ModelHost {
-        let identity = Arc::new(Identity::from_seed([1; 32]).expect("any seed will do"));
+        let identity = Identity::from_seed([1; 32]).expect("any seed will do");
         let start = Instant::now();
         let config = Config { public: setup.public, phases, ..Config::new([7; 32], [8; 32]) };
-        let mut node = Node::new(config, identity, SUBJECT, start);
+        let mut node = Node::new(config, &identity, SUBJECT, start);
         node.set_beacon(start, Some(beacon()));
         SERVICES.into_iter().for_each(|port| assert!(node.listen(port)));
         let entries = vec![Entry { key: None }; setup.peers];
@@ -141,6 +140,8 @@ impl ModelHost {
             }
             Event::Datagram { dst_port, payload, .. } => self.see(Seen::Datagram(dst_port, payload.to_vec())),
             Event::Writable(_)
+            | Event::Over(..)
+            | Event::CutShort(_)
             | Event::ClientDropped(_)
             | Event::Observed(_)
             | Event::Notified
