@@ -1,107 +1,19 @@
 //! What strangers can and cannot do: every refused frame is counted under its exact cause and changes nothing.
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails
 
+mod scripted;
 mod support;
 
-use pilot_proto::crypto::{SessionKey, TunnelSecret};
+use pilot_proto::Addr;
+use pilot_proto::crypto::TunnelSecret;
 use pilot_proto::engine::{Engine, Event, Output};
-use pilot_proto::tunnel::session::Session;
 use pilot_proto::wire::beacon::Message;
 use pilot_proto::wire::frame::{self, PILS_HEADER_LEN};
 use pilot_proto::wire::packet::{Header, protocol};
-use pilot_proto::{Addr, NodeId};
+use scripted::{Scripted, connected, endpoint, give, world};
 use std::net::SocketAddr;
 use std::time::Instant;
 use support::*;
-
-/// A peer written by hand: node 9, with a key exchange and packets of its own making.
-struct Scripted {
-    id: NodeId,
-    secret: TunnelSecret,
-    session: Session,
-}
-
-impl Scripted {
-    fn new(secret: u8, engine_secret: u8, now: Instant) -> Scripted {
-        Scripted::with_prefix(secret, engine_secret, [secret; 4], now)
-    }
-
-    fn with_prefix(secret: u8, engine_secret: u8, prefix: [u8; 4], now: Instant) -> Scripted {
-        let secret = TunnelSecret::from_bytes(&[secret; 32]).unwrap();
-        let theirs = TunnelSecret::from_bytes(&[engine_secret; 32]).unwrap();
-        let key: SessionKey = secret.session_key(theirs.public_key()).unwrap();
-        let session = Session::new(key, *theirs.public_key(), true, prefix, now);
-        Scripted { id: 9, secret, session }
-    }
-
-    /// Agrees with the key node 1 announced last.
-    fn take_key(&mut self, net: &Net) {
-        let pila = net.log.iter().rev().find(|s| s.from == addr_of(1) && s.kind() == "PILA").unwrap();
-        let theirs: [u8; 32] = pila.bytes[8..40].try_into().unwrap();
-        assert_ne!(theirs, self.session.peer_key, "a fresh key");
-        let key = self.secret.session_key(&theirs).unwrap();
-        self.session = Session::new(key, theirs, true, [77; 4], net.now);
-    }
-
-    fn pila(&self) -> Vec<u8> {
-        let identity = identity(9);
-        let signature = identity.sign(&frame::pila_signed(self.id, self.secret.public_key()));
-        frame::pila(self.id, self.secret.public_key(), identity.public_key(), &signature).to_vec()
-    }
-
-    fn pilk(&self) -> Vec<u8> {
-        frame::pilk(self.id, self.secret.public_key()).to_vec()
-    }
-
-    fn seal(&mut self, header: &Header, payload: &[u8]) -> Vec<u8> {
-        let mut out = vec![0; PILS_HEADER_LEN];
-        header.emit(payload, &mut out).unwrap();
-        assert!(self.session.seal(self.id, &mut out, 0));
-        out
-    }
-
-    fn datagram(&mut self, payload: &[u8]) -> Vec<u8> {
-        let (src, dst) = (Addr::backbone(9), Addr::backbone(1));
-        let header = Header {
-            protocol: protocol::DATAGRAM,
-            src,
-            dst,
-            src_port: 50_000,
-            dst_port: 7000,
-            ..Header::default()
-        };
-        self.seal(&header, payload)
-    }
-}
-
-/// Node 1 alone; node 9 is registered and scripted.
-fn world() -> Net {
-    let mut net = Net::new();
-    net.add(1, config(1));
-    net.keys.insert(9, *identity(9).public_key());
-    net
-}
-
-/// Gives node 1 one datagram and lets it act for a moment.
-fn give(net: &mut Net, from: SocketAddr, bytes: &[u8]) {
-    net.inject(from, addr_of(1), bytes);
-    net.run(net.latency);
-}
-
-fn connected() -> (Net, Scripted) {
-    let mut net = world();
-    let peer = Scripted::new(9, 1, net.now);
-    give(&mut net, addr_of(9), &peer.pila());
-    net.run(ms(1));
-    assert_eq!(net.sent_by(1), ["PILA"]);
-    net.log.clear();
-    net.take_events(1);
-    (net, peer)
-}
-
-fn endpoint(net: &mut Net) -> String {
-    net.engine(1).peers().into_iter().find(|p| p.node_id == 9).unwrap().endpoint
-}
 
 #[test]
 fn noise_is_dropped_by_kind() {

@@ -19,6 +19,12 @@ const PROBE: &[u8; 12] = b"pathprobe.v1";
 impl Engine {
     /// Hands a packet of an established peer to its handler.
     pub(super) fn deliver(&mut self, now: Instant, node: NodeId, packet: Packet<'_>) {
+        // Whoever signs another node's tunnel key as its own shares that node's session with us: what it is sent must not be
+        // taken for ours. Old peers leave the destination of control packets empty.
+        let to = packet.header.dst.node;
+        if to != self.node && to != 0 && !packet.header.dst.is_broadcast() {
+            return self.drops.misdirected += 1;
+        }
         match packet.header.protocol {
             protocol::STREAM => self.deliver_stream(now, node, packet),
             protocol::DATAGRAM => self.deliver_datagram(now, node, packet),

@@ -97,6 +97,8 @@ drops! {
     bad_packet,
     /// The packet's source is not the node that sealed it.
     source_spoofed,
+    /// The packet is for another node: sealed for one whose tunnel key is ours as well, or was made to look so.
+    misdirected,
     /// A protocol byte other than 1, 2 and 3.
     unknown_protocol,
     /// A control packet to a port other than 0.

@@ -49,7 +49,7 @@ pub struct Config {
     pub max_conns_per_port: usize,
     /// Connections in total (65,536).
     pub max_conns_total: usize,
-    /// Connections a listener's application may leave unaccepted (64).
+    /// Connections of one peer that a listener's application may leave unaccepted (64); four times as many of all.
     pub accept_queue: usize,
     /// SYNs per second taken from all sources together (100; 0: no limit).
     pub syn_rate_limit: u32,

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// Packets one connection may send before the next one has its turn: enough for a batch of equal sizes.
 const TURN: u32 = 16;
+/// Shares of the accept queue: so many peers can each have as many connections waiting as one.
+const ACCEPT_SHARES: usize = 4;
 /// Resets that may wait to be sent; further ones are dropped.
 const MAX_RESETS: usize = 1024;
 /// Least time between two runs of one connection's timers.
@@ -312,7 +314,11 @@ impl Streams {
             self.counters.too_many += 1;
             return self.refuse(header);
         }
-        if waiting >= self.config.accept_queue {
+        // One peer fills its share, never that of all.
+        let share = self.config.accept_queue;
+        if waiting >= share
+            && (waiting >= ACCEPT_SHARES * share || self.unaccepted(port, ingress.node) >= share)
+        {
             self.counters.accept_queue_drops += 1;
             return self.refuse(header);
         }
@@ -332,6 +338,12 @@ impl Streams {
             remote_port: header.src_port,
         });
         Handled::Accepted
+    }
+
+    /// Connections of a node to a port that wait for the application.
+    fn unaccepted(&self, port: u16, node: NodeId) -> usize {
+        let conns = self.by_node.get(&node).into_iter().flatten().filter_map(|id| self.conns.get(id));
+        conns.filter(|conn| conn.unaccepted && conn.local_port == port).count()
     }
 
     /// Answers with RST.
