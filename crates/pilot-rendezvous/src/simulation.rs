@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// Wall clock at the beginning of every simulation, microseconds since 1970.
 const BEGINNING: u64 = 1_795_217_600_000_000;
 
+/// The registry's name, 32 times.
+const NAME: &str = "0";
+
 /// The registry's state core and one connection per client.
 pub struct Directory {
     registry: Registry,
@@ -25,7 +28,7 @@ impl Directory {
     /// An empty registry.
     pub fn new(beacon: SocketAddr, now: Instant) -> Directory {
         let clock = Now { unix_us: BEGINNING, mono: now };
-        let registry = Registry::load(&Config::default(), beacon, Default::default(), "0".repeat(32), clock);
+        let registry = Registry::load(&Config::default(), beacon, Default::default(), NAME.repeat(32), clock);
         Directory { registry, sessions: BTreeMap::new(), began: now }
     }
 
@@ -80,7 +83,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 impl Relay {
     /// A beacon with an empty table that exchanges its nodes with `peers`.
     pub fn new(id: u32, peers: Vec<SocketAddr>, now: Instant) -> Relay {
-        let settings = Settings { id, peers, ..Settings::default() };
+        let (registry, secret) = (NAME.repeat(32), [id as u8; 32]);
+        let settings = Settings { id, peers, registry, secret, ..Settings::default() };
         Relay { beacon: Beacon::new(settings), swept: now }
     }
 

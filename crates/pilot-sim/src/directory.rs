@@ -59,7 +59,15 @@ impl World {
         let listen = self.nodes[n].endpoint.map(|at| at.to_string()).unwrap_or_default();
         let key = self.nodes[n].identity.public_key_base64();
         let answer = self.ask(n, json!({"type": "register", "public_key": key, "listen_addr": listen}));
-        self.nodes[n].registered = answer.is_some_and(|a| a["node_id"] == n + 1);
+        self.nodes[n].registered = answer.as_ref().is_some_and(|a| a["node_id"] == n + 1);
+        if let Some((name, time)) =
+            answer.and_then(|a| Some((a["registry_id"].as_str()?.to_owned(), a["time"].as_u64()?)))
+        {
+            let now = self.clock(n);
+            if let Some(process) = self.nodes[n].process.as_mut() {
+                process.set_registry(now, &name, time * SECOND);
+            }
+        }
         if self.nodes[n].registered {
             let now = self.base + Duration::from_micros(self.now);
             for relay in self.relays.iter_mut().flatten() {

@@ -3,7 +3,7 @@
 use crate::reference::Reference;
 use bytes::Bytes;
 use pilot_proto::crypto::Identity;
-use pilot_proto::engine::{Config, Engine, Output, Route};
+use pilot_proto::engine::{Config, DiscoverProof, Engine, Output, Route};
 use pilot_proto::stream::{CloseReason, ConnId, DialError};
 use pilot_proto::{Addr, NodeId};
 use std::net::SocketAddr;
@@ -41,6 +41,8 @@ pub trait Process {
     fn poll_output(&mut self, now: Instant, buf: &mut Vec<u8>) -> Output;
 
     fn set_beacon(&mut self, now: Instant, beacon: SocketAddr);
+    /// The registry's name, and the node's clock in Unix microseconds.
+    fn set_registry(&mut self, now: Instant, registry: &str, unix: u64);
     fn set_identity(&mut self, now: Instant, identity: Arc<Identity>, node: NodeId);
     fn set_peer_key(&mut self, now: Instant, node: NodeId, key: Option<[u8; 32]>);
     fn set_route(&mut self, now: Instant, node: NodeId, route: Result<Route, String>);
@@ -82,6 +84,10 @@ impl Process for Engine {
     }
     fn set_beacon(&mut self, now: Instant, beacon: SocketAddr) {
         Engine::set_beacon(self, now, Some(beacon));
+    }
+    fn set_registry(&mut self, now: Instant, registry: &str, unix: u64) {
+        let proof = DiscoverProof { registry: registry.to_owned(), clock: (now, unix) };
+        self.set_discover_proof(now, Some(proof));
     }
     fn set_identity(&mut self, now: Instant, identity: Arc<Identity>, node: NodeId) {
         Engine::set_identity(self, now, identity, node);

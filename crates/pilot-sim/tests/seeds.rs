@@ -39,9 +39,9 @@ fn two_runs_of_a_seed_are_equal_to_the_byte() {
 
 #[test]
 fn worlds_that_once_failed_hold() {
-    // 91, 37: a straggling SYN, an early FIN. 218, 868: a clock jump that made pacing hold data back for minutes.
-    // 5861: an idle close threw away what a stuck reader had not read.
-    for seed in [37, 62, 91, 146, 218, 868, 5861] {
+    // 5, 23, 34: a datagram delivered twice after a lost session. 91, 306: the stream of a restarted process hung for
+    // minutes. 29, 52: a late FIN of a connection that the other side had ended and forgotten.
+    for seed in [5, 23, 29, 34, 52, 91, 306] {
         assert_eq!(run(seed).1, Ok(()), "replay: cargo run -p pilot-sim -- --seed {seed}");
     }
 }

@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 const DISCOVER_EVERY: Duration = Duration::from_secs(25);
 /// A Discover without a reply is repeated after this time, doubling, [`REPEATS`] times.
 const REPEAT: Duration = Duration::from_millis(100);
+/// A beacon that answers none of them is asked again after this time: it may be back, and peers that only reach us through
+/// it wait.
+const SILENT_EVERY: Duration = Duration::from_secs(5);
 /// Repetitions of a Discover.
 const REPEATS: u32 = 4;
 /// A DiscoverReply counts only this long after a Discover.
@@ -43,7 +46,8 @@ pub(super) struct Beacon {
 }
 
 impl Engine {
-    /// The beacon in use. A Discover is sent to it at once, then every 25 s.
+    /// The beacon in use. A Discover is sent to it at once, then every 25 s; every 5 s if
+    /// it does not answer.
     pub fn set_beacon(&mut self, now: Instant, beacon: Option<SocketAddr>) {
         self.beacon.addr = beacon.map(|b| SocketAddr::new(b.ip().to_canonical(), b.port()));
         self.beacon.asked = None;
@@ -82,9 +86,8 @@ impl Engine {
                 self.discover(now);
             }
             Some(_) => {
-                // Silent: the next one at the usual distance.
                 self.beacon.repeats = None;
-                self.beacon.next = Some(now + DISCOVER_EVERY);
+                self.beacon.next = Some(now + SILENT_EVERY);
             }
         }
     }
