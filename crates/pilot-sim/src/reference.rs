@@ -148,6 +148,8 @@ impl Process for Reference {
     fn set_beacon(&mut self, now: Instant, beacon: SocketAddr) {
         self.node.set_beacon(now, Some(beacon));
     }
+    /// Its Discovers are not signed.
+    fn set_registry(&mut self, _now: Instant, _registry: &str, _unix: u64) {}
     fn set_identity(&mut self, _now: Instant, identity: Arc<Identity>, _node: NodeId) {
         self.node.set_identity(&identity);
     }
