@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 mod client;
+mod daemon;
 mod load;
 mod process;
 mod rendezvous;
