@@ -42,8 +42,10 @@ pub(crate) enum Command {
         to: Addr,
         port: u16,
         payload: Bytes,
-        reply: oneshot::Sender<Result<(), SendError>>,
+        reply: oneshot::Sender<Result<Delivery, SendError>>,
     },
+    /// A peer of this node's earlier life, with its key and where it was.
+    Greet(NodeId, [u8; 32], Vec<SocketAddr>),
     PeerKey(NodeId, Option<[u8; 32]>),
     /// The registry names this key for a node whose pinned key is another.
     DisputedKey(NodeId, [u8; 32], String),
@@ -70,6 +72,25 @@ pub(crate) struct EngineStatus {
     pub(crate) connections: Vec<ConnStatus>,
     pub(crate) counters: Counters,
     pub(crate) ports: usize,
+}
+
+/// A datagram the engine has taken.
+#[derive(Debug)]
+pub struct Delivery(pub(crate) Option<oneshot::Receiver<Result<(), SendError>>>);
+
+impl Delivery {
+    /// Waits until it is known where the peer is, if it is not. `Ok` means that the datagram is on its way or waits for
+    /// the key exchange.
+    ///
+    /// # Errors
+    /// [`SendError::Resolve`].
+    pub async fn resolved(self) -> Result<(), SendError> {
+        match self.0 {
+            // The driver is gone only when the node has stopped, and everything with it.
+            Some(answer) => answer.await.unwrap_or(Ok(())),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The way to the driver. Unbounded as a channel, bounded by its users: writes hold credit, reads are limited by

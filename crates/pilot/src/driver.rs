@@ -3,15 +3,15 @@
 //! Nothing on a packet's way takes a lock or allocates per packet: datagrams are received in batches into fixed
 //! buffers, opened in place, and sent from one transmit buffer. Everybody else talks to this task by messages.
 
-use crate::command::{Command, Control, DialToken, EngineStatus};
+use crate::command::{Command, Control, Delivery, DialToken, EngineStatus};
 use crate::listener::{BACKLOG, Incoming};
 use crate::node::{Datagram, NodeEvent};
 use crate::socket::{Sent, Socket};
 use crate::stream::{Ends, Link, Stream};
 use bytes::Bytes;
-use pilot_proto::Addr;
-use pilot_proto::engine::{Engine, Event, Output, Transmit};
+use pilot_proto::engine::{Engine, Event, Output, Route, SendError, Transmit};
 use pilot_proto::stream::{CloseReason, ConnId, DialError, StreamEvent};
+use pilot_proto::{Addr, NodeId};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::pin::pin;
@@ -81,6 +81,8 @@ pub(crate) struct Driver {
     outlets: Outlets,
     conns: HashMap<ConnId, Conn>,
     dialling: HashMap<ConnId, Dialling>,
+    /// Who waits to learn where a node is; as many as datagrams wait in the engine.
+    resolving: HashMap<NodeId, Vec<oneshot::Sender<Result<(), SendError>>>>,
     listeners: HashMap<u16, mpsc::Sender<Incoming>>,
     buffer: Vec<u8>,
     /// A transmit the kernel had no room for, in `buffer`, and how much of it is sent.
@@ -110,6 +112,7 @@ impl Driver {
             outlets,
             conns: HashMap::new(),
             dialling: HashMap::new(),
+            resolving: HashMap::new(),
             listeners: HashMap::new(),
             buffer: Vec::with_capacity(65_536),
             blocked: None,
@@ -324,11 +327,21 @@ impl Driver {
                 self.engine.unlisten(port);
             }
             Command::SendDatagram { to, port, payload, reply } => {
-                let _ = reply.send(self.engine.send_datagram(now, to, port, &payload));
+                let sent = self.engine.send_datagram(now, to, port, &payload);
+                let taken = sent.map(|()| match self.engine.is_resolving(to.node) {
+                    true => {
+                        let (tx, rx) = oneshot::channel();
+                        self.resolving.entry(to.node).or_default().push(tx);
+                        Delivery(Some(rx))
+                    }
+                    false => Delivery(None),
+                });
+                let _ = reply.send(taken);
             }
             Command::PeerKey(node, key) => self.engine.set_peer_key(now, node, key),
             Command::DisputedKey(node, key, text) => self.engine.dispute_key(node, key, text),
-            Command::Route(node, route) => self.engine.set_route(now, node, route),
+            Command::Route(node, route) => self.set_route(now, node, route),
+            Command::Greet(node, key, direct) => self.engine.greet(now, node, key, &direct),
             Command::Identity(identity, node) => self.engine.set_identity(now, identity, node),
             Command::Beacon(beacon) => self.engine.set_beacon(now, beacon),
             Command::DiscoverProof(proof) => self.engine.set_discover_proof(now, proof),
@@ -336,7 +349,10 @@ impl Driver {
             Command::Trusted(node, trusted) => self.engine.set_trusted(node, trusted),
             Command::Admit(node, until) => self.engine.admit(node, until),
             Command::ReplyWindow(node) => self.engine.open_reply_window(now, node),
-            Command::Forget(node) => self.engine.forget_peer(now, node),
+            Command::Forget(node) => {
+                self.engine.forget_peer(now, node);
+                self.settle_datagrams(node, "the peer was forgotten");
+            }
             Command::Status(reply) => {
                 let mut counters = self.engine.counters();
                 counters.accept_queue_drops += self.accept_queue_drops;
@@ -447,7 +463,7 @@ impl Driver {
             }
             Event::NeedRoute(node) => {
                 if self.outlets.control.try_send(Control::NeedRoute(node)).is_err() {
-                    self.engine.set_route(now, node, Err("too many requests to the registry".into()));
+                    self.set_route(now, node, Err("too many requests to the registry".into()));
                 }
             }
             // The rest is advice; under overload it is dropped and comes again.
@@ -460,7 +476,29 @@ impl Driver {
             Event::OtherKeyProven { node, key } => {
                 drop(self.outlets.control.try_send(Control::OtherKeyProven(node, key)));
             }
-            Event::TunnelEstablished { .. } | Event::Pinned { .. } | Event::Pong { .. } => {}
+            Event::TunnelEstablished { node, .. } => self.settle_datagrams(node, "the peer was forgotten"),
+            Event::Pinned { .. } | Event::Pong { .. } => {}
+        }
+    }
+
+    /// Takes the directory's answer, and tells whoever sent datagrams there.
+    fn set_route(&mut self, now: Instant, node: NodeId, route: Result<Route, String>) {
+        let reason = route.as_ref().err().cloned();
+        self.engine.set_route(now, node, route);
+        self.settle_datagrams(node, reason.as_deref().unwrap_or_default());
+    }
+
+    /// It is known now whether the datagrams for this node can be sent; `reason` is why not.
+    fn settle_datagrams(&mut self, node: NodeId, reason: &str) {
+        if self.resolving.is_empty() || self.engine.is_resolving(node) {
+            return;
+        }
+        for reply in self.resolving.remove(&node).unwrap_or_default() {
+            let result = match self.engine.has_peer(node) {
+                true => Ok(()),
+                false => Err(SendError::Resolve { node, reason: reason.to_owned() }),
+            };
+            let _ = reply.send(result);
         }
     }
 

@@ -18,6 +18,7 @@ mod driver;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod greeting;
 mod handshake;
 mod identity;
 mod keeping;
@@ -35,6 +36,7 @@ mod socket;
 mod stream;
 mod trust;
 
+pub use command::Delivery;
 pub use config::{NodeConfig, RegistryTls, StartError};
 pub use listener::Listener;
 pub use node::{Datagram, Node, NodeEvent, NodeStatus};

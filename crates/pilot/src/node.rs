@@ -1,6 +1,6 @@
 //! The public face of a node.
 
-use crate::command::{Command, Control, DialToken};
+use crate::command::{Command, Control, Delivery, DialToken};
 use crate::config::{NodeConfig, StartError, split_host_port};
 use crate::driver::{Driver, Outlets};
 use crate::listener::Listener;
@@ -154,7 +154,7 @@ impl Node {
         let (identity, rotation) = Node::identities(&config).map_err(StartError::Identity)?;
         let (peers, unread) = Peers::load(config.identity_path.as_deref());
         let bind_error = |error| StartError::Bind { addr: config.listen, error };
-        let socket = Socket::bind(config.listen).map_err(bind_error)?;
+        let (socket, taken) = Socket::bind_again(config.listen, peers.port()).map_err(bind_error)?;
         let bound = socket.local_addr().map_err(bind_error)?;
         let trust = TrustState::load(&config, identity.clone()).map_err(StartError::Config)?;
         peers.set_port(bound.port());
@@ -203,6 +203,9 @@ impl Node {
             instance,
         }));
         unread.into_iter().for_each(|warning| shared.warn(warning));
+        if let Some(error) = taken {
+            shared.warn(format!("{error}; this node has UDP port {} now", bound.port()));
+        }
         // From here on every way out stops the driver.
         let node = Node { shared: shared.clone(), _running: Arc::new(Running(shared.clone())) };
         tokio::spawn(driver.run());
@@ -219,6 +222,7 @@ impl Node {
         };
         shared.settle_rotation().await.map_err(refused)?;
         shared.register().await.map_err(refused)?;
+        shared.greet_recent_peers();
         tokio::join!(shared.announce(false), node.settle_beacon(beacon));
         if let Some(listener) = node.listen(crate::handshake::PORT).await {
             shared.spawn(shared.clone().serve_handshakes(listener));
@@ -401,6 +405,15 @@ impl Node {
     /// # Errors
     /// See [`SendError`].
     pub async fn send_datagram(&self, to: Addr, port: u16, payload: Bytes) -> Result<(), SendError> {
+        self.offer_datagram(to, port, payload).await?.resolved().await
+    }
+
+    /// As [`Node::send_datagram`], without waiting for the registry to say where the peer is: datagrams offered one after
+    /// the other keep their order.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn offer_datagram(&self, to: Addr, port: u16, payload: Bytes) -> Result<Delivery, SendError> {
         let asked = self.shared.ask(|reply| Command::SendDatagram { to, port, payload, reply }).await;
         asked.unwrap_or_else(|| {
             Err(SendError::Resolve { node: to.node, reason: "this node has stopped".into() })

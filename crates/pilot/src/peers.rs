@@ -162,7 +162,6 @@ impl Peers {
     }
 
     /// The UDP port of the last run; 0: not known. For the restart, before the socket is bound.
-    #[allow(dead_code)]
     pub(crate) fn port(&self) -> u16 {
         self.state().port
     }
@@ -181,7 +180,6 @@ impl Peers {
     }
 
     /// Peers of the registry in use, else the last one, seen since then (Unix seconds), the latest first.
-    #[allow(dead_code)]
     pub(crate) fn recent(&self, since: u64) -> Vec<(NodeId, KnownPeer)> {
         let state = self.state();
         let ours = state.peers.iter().filter(|((registry, _), _)| *registry == state.registry);
@@ -231,6 +229,10 @@ impl Peers {
             peer.endpoints.insert(0, endpoint);
             peer.endpoints.truncate(MAX_ENDPOINTS);
         }
+    }
+
+    /// What was noted by [`Peers::seen`] is worth saving.
+    pub(crate) fn touch(&self) {
         self.dirty.notify_one();
     }
 

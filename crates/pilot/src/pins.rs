@@ -169,7 +169,9 @@ impl Shared {
             tokio::select! {
                 () = self.peers.changed() => tokio::time::sleep(SAVE_SOON).await,
                 _ = look.tick() => {
-                    self.note_peers().await;
+                    if self.note_peers().await {
+                        self.peers.touch();
+                    }
                     continue;
                 }
             }
@@ -177,14 +179,18 @@ impl Shared {
         }
     }
 
-    async fn note_peers(&self) {
+    /// True: there are some.
+    async fn note_peers(&self) -> bool {
         let now = unix_now();
+        let mut any = false;
         for peer in self.engine_status().await.peers {
             if peer.authenticated {
                 let direct = Some(&peer.endpoint).filter(|_| !peer.relay).and_then(|at| at.parse().ok());
                 self.peers.seen(now, peer.node_id, direct);
+                any = true;
             }
         }
+        any
     }
 
     pub(crate) async fn save_peers(&self) {

@@ -69,6 +69,21 @@ impl Socket {
         })
     }
 
+    /// Binds `listen`; if that leaves the port open, the one used before (0: none), so that peers and NATs find the node
+    /// where it was. The text says why it is another one.
+    pub(crate) fn bind_again(listen: SocketAddr, port: u16) -> io::Result<(Socket, Option<String>)> {
+        if listen.port() != 0 || port == 0 {
+            return Ok((Socket::bind(listen)?, None));
+        }
+        match Socket::bind(SocketAddr::new(listen.ip(), port)) {
+            Ok(socket) => Ok((socket, None)),
+            Err(error) => {
+                let text = format!("UDP port {port} of the last run is not free ({error})");
+                Ok((Socket::bind(listen)?, Some(text)))
+            }
+        }
+    }
+
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         self.io.local_addr()
     }

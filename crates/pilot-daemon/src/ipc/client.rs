@@ -4,12 +4,13 @@ use super::commands;
 use super::conn::{self, Conn};
 use super::hub::Hub;
 use bytes::Bytes;
-use pilot::Listener;
+use pilot::{Delivery, Listener};
 use pilot_ipc::frame::{FrameReader, OutFrame};
 use pilot_ipc::outbox::{Outbox, WriteError};
 use pilot_ipc::request::{Malformed, Request};
 use pilot_ipc::{Command, push};
 use pilot_proto::Addr;
+use pilot_proto::engine::SendError;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -204,11 +205,16 @@ struct Outgoing {
     confirm: bool,
 }
 
-/// Sends a client's datagrams in the order of its requests.
+/// Sends a client's datagrams in the order of its requests. The replies keep that order, too: one that waits for the registry
+/// to say where its peer is holds up those behind it, but no datagram.
 async fn send_datagrams(hub: Arc<Hub>, client: Arc<Client>, mut queued: mpsc::Receiver<Outgoing>) {
-    while let Some(Outgoing { to, port, data, confirm }) = queued.recv().await {
-        let result = hub.node.send_datagram(to, port, data).await;
-        if confirm {
+    let (replies, mut waiting) = mpsc::channel::<Result<Delivery, SendError>>(DATAGRAMS);
+    let replying = async {
+        while let Some(taken) = waiting.recv().await {
+            let result = match taken {
+                Ok(delivery) => delivery.resolved().await,
+                Err(error) => Err(error),
+            };
             let reply = match result {
                 Ok(()) => OutFrame::new(Command::SendToConfirm as u8 + 1, &[], Bytes::new()),
                 Err(error) => OutFrame::error(&format!("sendto: {error}")),
@@ -216,7 +222,17 @@ async fn send_datagrams(hub: Arc<Hub>, client: Arc<Client>, mut queued: mpsc::Re
             // If the client is gone, the rest of its datagrams still leaves.
             let _ = client.outbox.send(reply).await;
         }
-    }
+    };
+    let sending = async move {
+        while let Some(Outgoing { to, port, data, confirm }) = queued.recv().await {
+            let taken = hub.node.offer_datagram(to, port, data).await;
+            if confirm {
+                // The other half of this task lives as long as this one.
+                let _ = replies.send(taken).await;
+            }
+        }
+    };
+    tokio::join!(sending, replying);
 }
 
 struct Session {

@@ -448,14 +448,14 @@ impl Engine {
                 return Output::Event(event);
             }
             if let Some(event) = self.streams.poll_event() {
-                return Output::Event(Event::Stream(event));
+                return Output::Event(Event::Stream(self.explained(event)));
             }
             if let Some(transmit) = self.next_frames(buf).or_else(|| self.next_batch(now, buf)) {
                 return Output::Transmit(transmit);
             }
             // Traffic to ourselves may have caused events without a datagram.
             if let Some(event) = self.streams.poll_event() {
-                return Output::Event(Event::Stream(event));
+                return Output::Event(Event::Stream(self.explained(event)));
             }
             if self.events.is_empty() && self.control.is_empty() {
                 return Output::Timeout(self.next_timeout(now));
@@ -546,6 +546,16 @@ impl Engine {
         self.remove_peer(node);
         self.gate.admitted.clear(node);
         self.gate.reply.clear(node);
+    }
+
+    /// The directory is being asked where this node is, and packets wait for its answer.
+    pub fn is_resolving(&self, node: NodeId) -> bool {
+        self.peers.get(&node).is_some_and(Peer::resolving)
+    }
+
+    /// The node is in the peer table.
+    pub fn has_peer(&self, node: NodeId) -> bool {
+        self.peers.contains_key(&node)
     }
 
     // ---- streams -----------------------------------------------------------------------------------------

@@ -144,6 +144,14 @@ impl Peer {
         connections || self.last_app.is_some_and(|at| now.saturating_duration_since(at) < IDLE)
     }
 
+    /// Packets wait to learn where it is.
+    pub(super) fn resolving(&self) -> bool {
+        matches!(self.route, RouteState::Asked(_))
+            && self.session.is_none()
+            && !self.pending.is_empty()
+            && self.path.addresses().next().is_none()
+    }
+
     pub(super) fn last_traffic(&self) -> Instant {
         self.last_in.max(self.last_out)
     }

@@ -13,6 +13,7 @@
 use super::Engine;
 use crate::NodeId;
 use crate::path::Choice;
+use crate::stream::{DialError, StreamEvent};
 use crate::tunnel::exchange::{Exchange, Pace};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -115,6 +116,29 @@ impl Engine {
         self.exchanging += 1;
         self.send_exchange(now, node);
         self.touch(node);
+    }
+
+    /// Adds to the error of a dial what only the tunnel knows: where the peer was tried.
+    pub(super) fn explained(&self, event: StreamEvent) -> StreamEvent {
+        let StreamEvent::DialFailed(conn, DialError::KeyExchange { node, .. }) = event else { return event };
+        let mut tried = String::new();
+        if let Some(peer) = self.peers.get(&node) {
+            let direct = !self.config.relay_only && !peer.path.relay_only;
+            let at: Vec<String> = peer
+                .path
+                .addresses()
+                .filter(|_| direct)
+                .take(MAX_ADDRESSES)
+                .map(|at| at.to_string())
+                .collect();
+            if !at.is_empty() {
+                tried = format!(" at {}", at.join(", "));
+            }
+            if self.beacon.addr.is_some() {
+                tried.push_str(if at.is_empty() { " through the relay" } else { " and through the relay" });
+            }
+        }
+        StreamEvent::DialFailed(conn, DialError::KeyExchange { node, tried })
     }
 
     /// A packet that wants an answer was sent to this peer.

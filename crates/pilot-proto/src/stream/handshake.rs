@@ -5,16 +5,17 @@ use super::options::{MAX_SEGMENT, Options};
 use super::recv::REFERENCE_WINDOW;
 use super::sender::PeerWindow;
 use super::{Config, DialError, StreamEvent};
+use crate::NodeId;
 use crate::wire::packet::{Header, Packet};
 use std::time::{Duration, Instant};
 
 /// First interval between SYNs.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// Longest interval.
-const MAX_WAIT: Duration = Duration::from_secs(8);
-/// This expiry fails the dial.
-const MAX_EXPIRIES: u32 = 8;
-/// While no key is agreed, expiries do not count for this long.
+const MAX_WAIT: Duration = Duration::from_secs(2);
+/// This expiry fails the dial: SYNs at 0, 0.25, 0.75, 1.75, 3.75, 5.75 and 7.75 s, the end at 9.75 s.
+const MAX_EXPIRIES: u32 = 7;
+/// A dial waits this long for a key to be agreed.
 const KEY_WAIT: Duration = Duration::from_secs(10);
 /// SYNs sent at once in answer to a stale SYN-ACK; further ones wait for the timer.
 const MAX_STALE: u8 = 3;
@@ -74,14 +75,15 @@ impl Dial {
     }
 
     /// An interval passed. The error that ends the dial, if it does.
-    fn expire(&mut self, now: Instant) -> Option<DialError> {
-        if self.sent == 0 && now.saturating_duration_since(self.started) < KEY_WAIT {
-            self.at = Some(now + self.wait);
-            return None;
+    fn expire(&mut self, now: Instant, node: NodeId) -> Option<DialError> {
+        if self.sent == 0 {
+            self.at = Some(self.started + KEY_WAIT);
+            let over = now.saturating_duration_since(self.started) >= KEY_WAIT;
+            return over.then(|| DialError::KeyExchange { node, tried: String::new() });
         }
         self.expiries += 1;
         if self.expiries >= MAX_EXPIRIES {
-            return Some(if self.sent == 0 { DialError::KeyExchange } else { DialError::Timeout });
+            return Some(DialError::Timeout);
         }
         self.due = true;
         self.wait = (self.wait * 2).min(MAX_WAIT);
@@ -186,7 +188,7 @@ impl Conn {
 
     pub(super) fn on_dial_timer(&mut self, cx: &mut Context<'_>) {
         if self.dial.at.is_some_and(|at| at <= cx.now)
-            && let Some(error) = self.dial.expire(cx.now)
+            && let Some(error) = self.dial.expire(cx.now, self.remote.node)
         {
             self.fail_dial(cx, error);
         }

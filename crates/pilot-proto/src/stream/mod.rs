@@ -133,12 +133,17 @@ pub enum DialError {
     /// The peer answered RST.
     #[error("connection refused")]
     Refused,
-    /// Nobody answered.
-    #[error("dial timeout")]
+    /// There is a session, but nobody answered.
+    #[error("dial timeout: 7 connection requests in 10 s were not answered")]
     Timeout,
-    /// No session key was ever agreed.
-    #[error("dial timeout: key exchange with peer did not complete")]
-    KeyExchange,
+    /// No session key was agreed within 10 s.
+    #[error("dial timeout: key exchange with peer did not complete (no answer in 10 s{tried})")]
+    KeyExchange {
+        /// The peer.
+        node: NodeId,
+        /// Where it was tried: ` at A, B and through the relay`.
+        tried: String,
+    },
     /// All 16,384 local ports are in use.
     #[error("ephemeral ports exhausted")]
     PortsExhausted,

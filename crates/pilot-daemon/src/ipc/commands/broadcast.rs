@@ -40,7 +40,7 @@ pub(super) async fn broadcast(
     }
     for node in members.into_iter().filter(|node| *node != own) {
         // A member that cannot be reached does not keep the others from hearing.
-        if let Err(error) = hub.node.send_datagram(Addr { network, node }, port, data.clone()).await {
+        if let Err(error) = hub.node.offer_datagram(Addr { network, node }, port, data.clone()).await {
             tracing::debug!(node, %error, "broadcast not sent to a member");
         }
     }
