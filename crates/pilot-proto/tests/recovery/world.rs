@@ -121,7 +121,7 @@ impl World {
             }
             Peer::Model => {
                 let config = model::Config { public: true, ..model::Config::new([seed; 32], [seed; 32]) };
-                let mut node = model::Node::new(config, identity(node), node, now);
+                let mut node = model::Node::new(config, &identity(node), node, now);
                 node.set_beacon(now, Some(beacon_addr()));
                 node.listen(80);
                 Process::Model(Box::new(node))
