@@ -42,6 +42,40 @@ async fn framing_is_as_lenient_and_as_strict_as_recorded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_of_one_client_leaves_the_others_alone() {
+    let server = rendezvous().await;
+    let a = daemon(&server).await;
+    let mut good = a.raw().await;
+    let mut state = 0x1234_5678u32;
+    let mut noise = |len: usize| -> Vec<u8> {
+        let mut out = Vec::with_capacity(len);
+        while out.len() < len {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            out.push((state >> 24) as u8);
+        }
+        out
+    };
+    for round in 0..40usize {
+        // Pure noise; noise in frames, with every command; and a frame that never ends.
+        let mut bytes = noise(200);
+        for command in 0..=255u8 {
+            let body = noise(round % 24);
+            bytes = if round % 2 == 0 { bytes } else { Vec::new() };
+            bytes.extend_from_slice(&(body.len() as u32 + 1).to_be_bytes());
+            bytes.push(command);
+            bytes.extend_from_slice(&body);
+        }
+        bytes.extend_from_slice(&[0x00, 0x0F, 0xFF, 0xFF, 0x0D]);
+        let Raw { read, mut write } = a.raw().await;
+        // The daemon may have closed it already.
+        let _ = write.write_all(&bytes).await;
+        drop((read, write));
+        good.send_bytes(&[0, 0, 0, 1, 0x0D]).await;
+        assert_eq!(good.expect().await.command, 0x0E, "round {round}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_only_stops_sending_still_gets_its_replies() {
     let server = rendezvous().await;
     let a = daemon(&server).await;

@@ -330,6 +330,31 @@ fn replayed_frames_never_end_a_session_however_old() {
 }
 
 #[test]
+fn a_forged_huge_counter_poisons_nothing() {
+    let (mut net, mut peer) = connected();
+    let first = peer.datagram(b"1");
+    give(&mut net, addr_of(9), &first);
+    // The counter is the last eight bytes of the header; under the peer's own prefix and under a fresh one.
+    for prefix in [None, Some([0xEE; 4])] {
+        for counter in [u64::MAX, u64::MAX / 2, 1 << 32, 300] {
+            let mut forged = first.clone();
+            forged[12..20].copy_from_slice(&counter.to_be_bytes());
+            if let Some(prefix) = prefix {
+                forged[8..12].copy_from_slice(&prefix);
+            }
+            give(&mut net, addr_of(66), &forged);
+        }
+    }
+    assert_eq!(net.drops(1), [("decrypt_failed", 8)]);
+    for n in 2..5u8 {
+        let next = peer.datagram(&[n]);
+        give(&mut net, addr_of(9), &next);
+    }
+    assert_eq!(net.datagrams(1), [b"1".to_vec(), vec![2], vec![3], vec![4]]);
+    assert_eq!(net.drops(1), [("decrypt_failed", 8)]);
+}
+
+#[test]
 fn a_peer_that_derives_its_half_again_is_understood_at_once() {
     let (mut net, mut peer) = connected();
     for n in 0..5u8 {

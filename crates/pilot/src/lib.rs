@@ -73,6 +73,21 @@ fn unix_micros() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64)
 }
 
+#[cfg(test)]
+#[test]
+fn secrets_of_a_node_come_from_the_operating_system() {
+    // Every secret of a node is drawn by `random`. It does not fail, and never gives the same twice, not even parts of it.
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..64 {
+        let mut secret = [0; 32];
+        random(&mut secret).expect("the operating system gives random numbers");
+        for part in secret.chunks_exact(8) {
+            assert!(seen.insert(part.to_vec()));
+        }
+    }
+    assert_ne!(identity::generate().map(|i| *i.seed()), identity::generate().map(|i| *i.seed()));
+}
+
 fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

@@ -224,6 +224,29 @@ fn a_file_of_20_mb_arrives_intact_in_both_directions() {
 }
 
 #[test]
+fn data_that_looks_like_sack_lists_arrives_intact_in_both_directions() {
+    let lab = Lab::new();
+    let (a, b) = trusting_pair(&lab, Make::Ours);
+    // Lists of one block, back to back. A segment of 1,152 bytes shifts them by 8 of 13 bytes, so one segment in 13 begins
+    // exactly as a list does, and a receiver that took it for one would lose it.
+    let content = b"SACK\x01\0\0\x10\0\0\0\x20\0".repeat(150_000);
+    let path = lab.dir.path().join("lists.bin");
+    std::fs::write(&path, &content).expect("file");
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        let path = path.to_str().expect("utf-8 path");
+        let sent = from.ctl(from.make, &["send-file", &to.name, path]).data();
+        assert_eq!(sent["verified"], true, "{sent}");
+        let received = to.ctl(to.make, &["received"]).data();
+        let file = received["files"][0]["path"].as_str().expect("path").to_owned();
+        assert!(std::fs::read(file).expect("received file") == content, "the content is the same");
+    }
+    // And without any frame around them: a stream of nothing but lists, there and back.
+    let said = a.ctl_raw(Make::Ours, &["connect", &b.name, "7", "--timeout", "60s"], &content);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    assert!(said.stdout == content, "{} of {} bytes came back", said.stdout.len(), content.len());
+}
+
+#[test]
 fn an_untrusted_peer_gets_no_stream_on_a_private_node() {
     for make in [Make::Ours, Make::Reference] {
         let lab = Lab::new();
