@@ -142,9 +142,8 @@ pub enum Event {
     /// Bytes the application wrote will not reach the peer, though the peer will see the end as if they had: the FIN did not
     /// wait for them any longer (spec 03 section 16.2), or the connection was closed as idle while a write was waiting.
     CutShort(ConnId),
-    /// The local client did not read and was dropped: every connection is closed but this one, which is forgotten;
-    /// all ports are released.
-    ClientDropped(ConnId),
+    /// The local client did not read and was dropped: its connections are closed, its ports released.
+    ClientDropped,
     /// A datagram arrived.
     Datagram {
         /// Source address.

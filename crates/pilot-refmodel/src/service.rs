@@ -38,33 +38,22 @@ impl Node {
         }
     }
 
-    fn stalled(&self) -> Option<(&Conn, Instant)> {
-        let limit = self.config.client_stall;
-        let waits = |c: &Conn| !c.echo && !c.abandoned && !c.removed;
-        let conns = self.streams.conns.values().filter(|c| waits(c));
-        conns.filter_map(|c| c.recv.stalled.map(|at| (c, at + limit))).min_by_key(|(_, at)| *at)
-    }
-
+    /// When the client of a connection it does not read is dropped.
     pub(crate) fn client_timeout(&self) -> Option<Instant> {
-        self.stalled().map(|(_, at)| at)
+        let waits = |c: &&Conn| !c.echo && !c.abandoned && !c.removed;
+        let stalled = self.streams.conns.values().filter(waits).filter_map(|c| c.recv.stalled).min();
+        stalled.map(|at| at + self.config.client_stall)
     }
 
-    /// A client whose socket takes nothing for 10 s is dropped (spec 07 section 18). Its connections are closed but the
-    /// one whose data was being written, which is forgotten: it hangs until its peer or its own idle time ends it.
+    /// A client whose socket takes nothing for 10 s is dropped (spec 07 section 18): its connections are closed, its ports
+    /// released.
     pub(crate) fn drop_stalled_client(&mut self, now: Instant) {
-        let Some((id, at)) = self.stalled().map(|(c, at)| (c.id, at)) else { return };
-        if now < at {
+        if self.client_timeout().is_none_or(|at| now < at) {
             return;
         }
         self.streams.listeners.clear();
-        self.emit(Event::ClientDropped(id));
+        self.emit(Event::ClientDropped);
         let all: Vec<ConnId> = self.streams.conns.values().filter(|c| !c.echo).map(|c| c.id).collect();
-        for other in all {
-            if other != id {
-                self.close(now, other);
-            } else if let Some(conn) = self.streams.conns.get_mut(&id) {
-                conn.abandoned = true;
-            }
-        }
+        all.into_iter().for_each(|id| self.close(now, id));
     }
 }

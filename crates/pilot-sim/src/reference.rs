@@ -71,7 +71,7 @@ impl Reference {
                 self.stream(StreamEvent::Closed(id(conn), reason(why)));
             }
             Event::CutShort(conn) => self.publish(CUT_SHORT, json!({"conn": conn.0})),
-            Event::ClientDropped(_) => {
+            Event::ClientDropped => {
                 // The application starts anew, and binds its port again.
                 for port in &self.ports {
                     self.node.listen(*port);

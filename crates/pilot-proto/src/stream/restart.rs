@@ -91,6 +91,11 @@ impl Doubt {
         self.asking.map(|(_, at)| at)
     }
 
+    /// It has been asked, and has not answered.
+    pub(super) fn unsettled(&self) -> bool {
+        self.asking.is_some()
+    }
+
     /// The connection lives.
     pub(super) fn cleared(&mut self) {
         self.asking = None;

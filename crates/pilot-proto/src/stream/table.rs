@@ -285,6 +285,12 @@ impl Streams {
                     live = true;
                 }
                 State::TimeWait | State::Closed if conn.opened_by(header.seq) => live = true,
+                // The peer came back under another tunnel key and has not answered on this connection since. Its numbers begin
+                // anew, perhaps with the same: its data must not be taken for more of the old connection's.
+                State::Open if conn.doubt.unsettled() => {
+                    conn.end(cx, CloseReason::PeerRestarted);
+                    conn.expire(cx.now);
+                }
                 State::Open if conn.closing.peer_fin.is_none() => {
                     conn.on_repeated_syn(header.seq);
                     live = true;

@@ -2,7 +2,7 @@
 //! (section 25).
 
 use crate::link::pattern;
-use crate::script::{ACK, FIN, Pkt, RST, SYN, Script};
+use crate::script::{ACK, FIN, PEER, Pkt, RST, SYN, Script};
 use pilot_proto::stream::{CloseReason, Config, DialError, Handled, StreamEvent};
 use std::time::Duration;
 
@@ -125,6 +125,22 @@ fn stale_syn_acks_without_end_do_not_become_a_storm() {
     let sent: usize =
         (0..100).map(|_| s.send(SYN | ACK, 0, syn.seq.wrapping_add(5000), 512, &[]).len()).sum();
     assert_eq!(sent, 6, "three resets, three SYNs");
+}
+
+/// A reference process counts its ports and numbers from the beginning when it starts again.
+#[test]
+fn a_restarted_reference_does_not_continue_the_connection_of_its_earlier_life() {
+    let mut s = script();
+    let (old, iss) = s.open(0, 512);
+    s.send(ACK, 1, iss.wrapping_add(1), 512, b"old");
+    s.streams.peer_rekeyed(s.now, PEER.node);
+    let (new, iss) = s.open(0, 512);
+    assert_ne!(old, new);
+    assert!(s.events.contains(&StreamEvent::Closed(old, CloseReason::PeerRestarted)), "{:?}", s.events);
+    s.send(ACK, 1, iss.wrapping_add(1), 512, b"newer");
+    assert_eq!(s.streams.read(old).as_deref(), Some(&b"old"[..]));
+    assert_eq!(s.streams.read(old), None);
+    assert_eq!(s.streams.read(new).as_deref(), Some(&b"newer"[..]));
 }
 
 #[test]

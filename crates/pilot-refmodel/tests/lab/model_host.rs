@@ -16,6 +16,8 @@ pub struct ModelHost {
     entries: Vec<Entry>,
     conns: Vec<ConnId>,
     reading: bool,
+    /// The daemon closed the local socket: applications see nothing any more.
+    dropped: bool,
     seen: VecDeque<(Duration, Seen)>,
     wake: Duration,
 }
@@ -41,8 +43,17 @@ impl ModelHost {
         SERVICES.into_iter().for_each(|port| assert!(node.listen(port)));
         let entries = vec![Entry { key: None }; setup.peers];
         let (seen, wake) = (VecDeque::new(), Duration::ZERO);
-        let mut host =
-            ModelHost { node, start, now: Duration::ZERO, entries, conns: vec![], reading: true, seen, wake };
+        let mut host = ModelHost {
+            node,
+            start,
+            now: Duration::ZERO,
+            entries,
+            conns: vec![],
+            reading: true,
+            dropped: false,
+            seen,
+            wake,
+        };
         host.drain();
         host
     }
@@ -60,6 +71,9 @@ impl ModelHost {
     }
 
     fn see(&mut self, seen: Seen) {
+        if self.dropped && !matches!(seen, Seen::Direct(..) | Seen::Beacon(_)) {
+            return;
+        }
         self.seen.push_back((self.now, seen));
     }
 
@@ -138,11 +152,11 @@ impl ModelHost {
                 let n = self.number(conn);
                 self.see(Seen::Ended(n));
             }
+            Event::ClientDropped => self.dropped = true,
             Event::Datagram { dst_port, payload, .. } => self.see(Seen::Datagram(dst_port, payload.to_vec())),
             Event::Writable(_)
             | Event::Over(..)
             | Event::CutShort(_)
-            | Event::ClientDropped(_)
             | Event::Observed(_)
             | Event::Notified
             | Event::Established { .. }

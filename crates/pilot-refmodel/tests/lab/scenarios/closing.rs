@@ -86,6 +86,24 @@ pub fn all() -> Vec<Scenario> {
         })
         .takes(8)
         .within(400, 20),
+        Scenario::new("fin_of_the_peer_while_the_own_fin_is_held_ends_the_wait", |s| {
+            let port = s.accept_dial_after_exchange();
+            s.app(App::Send(0, b"last words".to_vec()));
+            s.wait(20);
+            s.app(App::Close(0));
+            s.wait(100);
+            s.send(0, Pkt::stream(FIN, 2000, port).seq(501).window(0));
+            s.wait(6_000);
+        })
+        .takes(7),
+        Scenario::new("fin_wait_ends_ten_seconds_after_the_last_activity", |s| {
+            let port = s.accept_dial_after_exchange();
+            s.app(App::Close(0));
+            s.wait(27_000);
+            s.send(0, Pkt::stream(FIN | ACK, 2000, port).seq(501).ack(2).window(0));
+            s.wait(300);
+        })
+        .takes(29),
         Scenario::new("close_of_both_applications_draws_a_second_fin_ack", |s| {
             s.app(App::Bind(2000));
             s.exchange(0);

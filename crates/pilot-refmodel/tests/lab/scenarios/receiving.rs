@@ -2,8 +2,9 @@
 
 use super::Scenario;
 use crate::lab::App;
-use crate::lab::packets::{ACK, Pkt, RST, SYN};
+use crate::lab::packets::{ACK, FIN, Pkt, RST, SYN};
 use crate::lab::script::{Script, noise};
+use std::time::Duration;
 
 pub fn all() -> Vec<Scenario> {
     vec![
@@ -149,6 +150,33 @@ pub fn all() -> Vec<Scenario> {
         )
         .takes(7)
         .window(512),
+        Scenario::new("client_that_does_not_read_for_ten_seconds_is_dropped_with_its_connections", |s| {
+            bound(s);
+            s.open(0, 50_002, 2000);
+            s.expect_line("app 1 accepted on 2000");
+            s.app(App::StopReading);
+            s.wait(100);
+            let mut seq = 101;
+            while s.last_window() != Some(0) {
+                data(s, seq, [0x61; 1152]);
+                seq += 1152;
+                s.expect("the acknowledgement", |g| g.header.ack == seq);
+            }
+            s.forget_before(seq);
+            s.expect_within("the FIN of the other connection", Duration::from_secs(12), |g| {
+                g.header.flags == FIN && g.header.dst_port == 50_002
+            });
+            s.send(0, Pkt::stream(FIN | ACK, 50_002, 2000).seq(101).ack(2).window(0));
+            s.wait(500);
+            // The connection that was being read is neither closed nor read.
+            data(s, 101, [0x61]);
+            s.wait(200);
+            // The port is free.
+            s.send(0, Pkt::stream(SYN, 50_003, 2000).seq(100));
+            s.wait(300);
+        })
+        .takes(14)
+        .within(3_000, 0),
     ]
 }
 
