@@ -105,7 +105,7 @@ fn dial_error(why: model::DialError) -> DialError {
     match why {
         model::DialError::Refused => DialError::Refused,
         model::DialError::Timeout => DialError::Timeout,
-        model::DialError::KeyExchange => DialError::KeyExchange,
+        model::DialError::KeyExchange => DialError::KeyExchange { node: 0, tried: String::new() },
         model::DialError::PortsExhausted => DialError::PortsExhausted,
         model::DialError::Resolve(reason) => DialError::Resolve { node: 0, reason },
     }
