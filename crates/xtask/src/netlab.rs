@@ -61,6 +61,7 @@ pub fn command() -> Command {
         .subcommand(Command::new("list").about("List the kinds of places"))
         .subcommand(up)
         .subcommand(exec)
+        .subcommand(Command::new("grid").about("Which NATs connect our daemons; writes docs/nat-grid.md"))
 }
 
 fn number(name: &'static str, unit: &'static str, default: &'static str, help: &'static str) -> Arg {
@@ -86,6 +87,7 @@ pub fn run(matches: &ArgMatches) -> io::Result<ExitCode> {
         }
         Some(("up", m)) => up(m),
         Some(("exec", m)) => exec(m),
+        Some(("grid", _)) => grid(),
         _ => Ok(ExitCode::FAILURE),
     }
 }
@@ -153,6 +155,15 @@ fn exec(m: &ArgMatches) -> io::Result<ExitCode> {
     let status = command.args(words).status().map_err(|e| io::Error::other(format!("{program}: {e}")))?;
     // 128 as the shell does it, if a signal ended it.
     Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(128)))
+}
+
+/// The test that measures the grid, and writes it down.
+fn grid() -> io::Result<ExitCode> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = std::process::Command::new(cargo);
+    command.args(["test", "--package", "pilotctl", "--test", "grid", "--"]);
+    command.args(["--ignored", "--exact", "the_whole_grid", "--nocapture"]);
+    Ok(if command.status()?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn name(m: &ArgMatches) -> &str {
