@@ -3,6 +3,7 @@
 use crate::link::MTU_MAX;
 use crate::world::{Deliver, PortId, World};
 use rustix::event::{EventfdFlags, Timespec, epoll};
+use rustix::io::Errno;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -53,7 +54,15 @@ impl State {
     fn read(&mut self, port: PortId) {
         for _ in 0..BATCH {
             let Some(Some(tun)) = self.taps.0.get(port.0) else { return };
-            let Ok(n) = rustix::io::read(tun, &mut *self.scratch) else { return };
+            let n = match rustix::io::read(tun, &mut *self.scratch) {
+                Ok(n) => n,
+                Err(Errno::AGAIN | Errno::INTR) => return,
+                // The interface has been deleted on the host.
+                Err(_) => {
+                    self.taps.0[port.0] = None;
+                    return;
+                }
+            };
             let mut packet = self.world.buffer();
             packet.extend_from_slice(&self.scratch[..n]);
             self.world.send(Instant::now(), port, packet, &mut self.taps);
@@ -138,7 +147,7 @@ fn run(mut state: State, inbox: &Receiver<Job>, wake: &OwnedFd) {
         let wait = state.world.deadline().map(|at| timespec(at.saturating_duration_since(Instant::now())));
         events.clear();
         match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), wait.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(e) => panic!("epoll: {e}"),
         }
         for event in &events {

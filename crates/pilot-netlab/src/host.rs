@@ -239,6 +239,23 @@ impl Host {
         Ok(())
     }
 
+    /// Sends everything that is for no network of the host through interface `n`, as when a machine goes from cable
+    /// to radio. Packets keep the source address their socket is bound to.
+    ///
+    /// # Errors
+    ///
+    /// If `ip` fails.
+    pub fn prefer(&self, n: usize) -> io::Result<()> {
+        let interface = self.interfaces()[n].clone();
+        let network = interface.network;
+        let prefixes = self.inner.fabric.with(move |state| {
+            let net = state.world.network(network);
+            [net.v4, net.v6]
+        });
+        let found = with_prefixes(&interface.addrs, prefixes);
+        self.ip_batch(&found.iter().map(|(_, p)| set_default_route(*p, &interface.name)).collect::<String>())
+    }
+
     /// Runs something in the host's network on a thread of its own, and returns its result. Sockets made there
     /// stay in that network whoever uses them later, and so do threads started there.
     ///

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{PATIENCE, wait_until};
-use pilot_netlab::{Lab, Link};
+use pilot_netlab::{Lab, Link, Nat};
 use std::net::UdpSocket;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -113,4 +113,29 @@ fn a_process_ends_with_the_laboratory_even_if_it_hides() {
     std::io::Read::read_exact(&mut out, &mut line).unwrap();
     drop(lab);
     assert_eq!(std::io::Read::read(&mut out, &mut line).unwrap(), 0, "the pipe is closed");
+}
+
+#[test]
+fn a_host_goes_from_one_network_to_another() {
+    let lab = Lab::with_seed(5).expect("root");
+    let server = lab.host("server").on(lab.internet(), Link::new()).start().expect("host");
+    let at_server = server.run(|| UdpSocket::bind((server.v4(), 7)).unwrap()).unwrap();
+    at_server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let nat =
+        |lan: &str| lab.router(lab.internet(), Link::new(), &[lan]).unwrap().nat(Nat::full_cone()).start();
+    let (cable, radio) = (nat("192.168.1.0/24"), nat("192.168.2.0/24"));
+    let host =
+        lab.host("host").on(cable.lan(), Link::new()).on(radio.lan(), Link::new()).start().expect("host");
+    let socket = host.run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    for (n, router) in [(0, &cable), (1, &radio), (0, &cable)] {
+        host.prefer(n).unwrap();
+        socket.send_to(b"here", at_server.local_addr().unwrap()).unwrap();
+        assert_eq!(at_server.recv_from(&mut [0; 8]).unwrap().1.ip(), router.v4(), "interface {n}");
+    }
+    // An interface that is taken away is no burden to the others.
+    let mut delete = Command::new("ip");
+    delete.args(["link", "del", "eth1"]);
+    assert!(host.output(delete).unwrap().status.success());
+    socket.send_to(b"here", at_server.local_addr().unwrap()).unwrap();
+    assert_eq!(at_server.recv_from(&mut [0; 8]).unwrap().1.ip(), cable.v4());
 }
