@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 /// A start takes milliseconds; this only ends a test that hangs.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Nodes whose trust is given and taken.
 const PEERS: usize = 5;

@@ -2,6 +2,7 @@
 
 mod formats;
 mod powercut;
+mod start;
 
 use super::sqlite::Sqlite;
 use super::{Store, StoreError, Write, writer};
