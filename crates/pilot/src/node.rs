@@ -115,6 +115,8 @@ pub struct NodeStatus {
     pub superseded: bool,
     /// Registry answers heartbeats.
     pub registry_ok: bool,
+    /// Everything that was to be kept could be written. If not, the warnings say what, why, and what to do.
+    pub disk_ok: bool,
     /// Problems a user should know (a refused hostname, changed keys, a full disk), bounded.
     pub warnings: Vec<String>,
 }
@@ -371,6 +373,7 @@ impl Node {
             handshake_pending,
             superseded: s.superseded,
             registry_ok: s.registry_ok,
+            disk_ok: troubles.is_empty(),
             warnings: s.warnings.iter().cloned().chain(troubles).collect(),
         })
     }

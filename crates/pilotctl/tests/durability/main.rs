@@ -5,6 +5,7 @@
 
 mod client;
 mod daemon;
+mod disk;
 mod load;
 mod process;
 mod rendezvous;

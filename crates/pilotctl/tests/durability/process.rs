@@ -11,6 +11,10 @@ impl Process {
         Process(command.spawn().expect("the binary starts"))
     }
 
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     /// SIGKILL, and waits until the process is gone.
     pub fn kill(&mut self) {
         self.0.kill().expect("a child of ours can be killed");

@@ -53,6 +53,7 @@ pub(super) async fn health(hub: &Hub) -> Value {
         ("beacon_addr", status.beacon_addr.into()),
         ("registry_ok", status.registry_ok.into()),
         ("superseded", status.superseded.into()),
+        ("disk_ok", status.disk_ok.into()),
     ])
 }
 
