@@ -154,7 +154,7 @@ struct Session {
 impl Session {
     fn new(shared: Arc<Shared>, remote: Addr) -> Session {
         let decoder = Decoder::new(shared.max_frame);
-        let transfers = FileReceiver::new(Store(shared.received.clone()));
+        let transfers = FileReceiver::new(Store { received: shared.received.clone(), from: remote.node });
         Session { shared, remote, decoder, ahead: None, transfers: Some(transfers), large: None }
     }
 

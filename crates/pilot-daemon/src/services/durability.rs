@@ -39,7 +39,7 @@ impl Home {
     /// In pieces, as transfers come.
     fn transfer(&self, id: u8, payload: &[u8]) -> Result<(), String> {
         let init = Init { size: payload.len() as u64, sha256: [0; 32], chunk: 1, name: "t".into() };
-        let mut partial = Store(self.received.clone()).open(&[id; 16], &init)?;
+        let mut partial = Store { received: self.received.clone(), from: 7 }.open(&[id; 16], &init)?;
         let from = partial.len() as usize;
         for piece in payload[from..].chunks(500) {
             partial.append(piece).map_err(|error| match error {
@@ -118,7 +118,7 @@ fn a_partial_file_torn_by_a_power_cut_is_taken_up_where_it_ends_and_its_hash_is_
     let recorder = Arc::new(Recorder::new(dir.path()).unwrap());
     let ours = home(&Disk::watched(recorder.clone()), dir.path());
     let init = Init { size: 5000, sha256: [0; 32], chunk: 1, name: "t".into() };
-    let mut partial = Store(ours.received.clone()).open(&[1; 16], &init).unwrap();
+    let mut partial = Store { received: ours.received.clone(), from: 7 }.open(&[1; 16], &init).unwrap();
     for _ in 0..9 {
         partial.append(&[3; 500]).unwrap();
     }
@@ -127,7 +127,7 @@ fn a_partial_file_torn_by_a_power_cut_is_taken_up_where_it_ends_and_its_hash_is_
         let left = tempfile::tempdir().unwrap();
         recorder.cut(recorder.steps(), random).write(left.path()).unwrap();
         let next = home(&Disk::new(), left.path());
-        let mut partial = Store(next.received.clone()).open(&[1; 16], &init).unwrap();
+        let mut partial = Store { received: next.received.clone(), from: 7 }.open(&[1; 16], &init).unwrap();
         // The receiver hashes what it finds here, so what the cut made of it is noticed.
         let mut read = 0;
         partial.read(&mut |bytes| read += bytes.len() as u64).unwrap();

@@ -3,6 +3,7 @@
 
 use super::files::{self, Stamps, StoreError, for_sender};
 use pilot_disk::{Disk, DiskError, DiskFile, is_temporary};
+use pilot_proto::NodeId;
 use pilot_proto::service::file_receiver::{PartialFile, PartialStore, WriteError};
 use pilot_proto::service::filestream::{Init, TransferId};
 use pilot_proto::service::{hex, names};
@@ -22,7 +23,9 @@ pub const MAX_FILES: usize = 10_000;
 pub const MAX_PARTIAL: usize = 256;
 /// Bytes kept free on the disk.
 pub const RESERVE: u64 = 16 << 20;
-/// A transfer that wrote nothing for so long gives way to a new one of the same file.
+/// Announced transfers of one peer leave this part of the quota to others: one in eight bytes.
+const OTHERS: u64 = 8;
+/// A transfer that wrote nothing for so long gives way to a new one of the same file, or to one that needs its room.
 pub const TAKE_OVER_AFTER: Duration = Duration::from_secs(10);
 /// Where partial files are kept, below the directory.
 const PARTIAL: &str = ".partial";
@@ -48,6 +51,8 @@ struct Hold {
     last_write: Instant,
     /// Bytes still to come; they count against the quota.
     outstanding: u64,
+    /// Who sends it.
+    from: NodeId,
 }
 
 type Holds = HashMap<PathBuf, Arc<Mutex<Hold>>>;
@@ -186,7 +191,27 @@ impl Received {
         }
     }
 
-    fn open(self: &Arc<Self>, id: &TransferId, init: &Init) -> Result<Partial, String> {
+    /// The room that is left for a file of a peer. Announced transfers that have stood still for long give theirs up when it is
+    /// needed: they end, and continue from what is written when their sender tries again.
+    fn available(&self, holds: &Holds, from: NodeId, size: u64, path: &Path) -> io::Result<u64> {
+        let left = |used: u64| self.quota.saturating_sub(used);
+        let mut available = left(self.used(holds, Some(path))?);
+        if size > available {
+            for (_, hold) in holds.iter().filter(|(other, _)| other.as_path() != path) {
+                let mut hold = lock(hold);
+                if hold.last_write.elapsed() >= self.take_over_after {
+                    hold.lost = true;
+                    hold.outstanding = 0;
+                }
+            }
+            available = left(self.used(holds, Some(path))?);
+        }
+        let own = holds.iter().filter(|(other, hold)| other.as_path() != path && lock(hold).from == from);
+        let reserved: u64 = own.map(|(_, hold)| lock(hold).outstanding).sum();
+        Ok(available.min((self.quota - self.quota / OTHERS).saturating_sub(reserved)))
+    }
+
+    fn open(self: &Arc<Self>, from: NodeId, id: &TransferId, init: &Init) -> Result<Partial, String> {
         let failed = |error: DiskError| {
             tracing::warn!(%error, "file not received");
             for_sender(&error)
@@ -211,9 +236,8 @@ impl Received {
         self.check_count().map_err(|error| error.for_sender())?;
         self.bound_partials(&holds, &path)?;
         let size = init.size;
-        let used = self.used(&holds, Some(&path));
-        let used = used.map_err(|error| failed(DiskError::new("read folder", &self.dir, error)))?;
-        let available = self.quota.saturating_sub(used);
+        let available = self.available(&holds, from, size, &path);
+        let available = available.map_err(|error| failed(DiskError::new("read folder", &self.dir, error)))?;
         if size > available {
             let quota = self.quota;
             return Err(format!(
@@ -234,7 +258,7 @@ impl Received {
             file.set_len(0).map_err(failed)?;
         }
         let outstanding = size.saturating_sub(file.len());
-        let hold = Hold { lost: false, last_write: Instant::now(), outstanding };
+        let hold = Hold { lost: false, last_write: Instant::now(), outstanding, from };
         let hold = Arc::new(Mutex::new(hold));
         holds.insert(path.clone(), hold.clone());
         Ok(Partial { received: self.clone(), path, file, hold, private, keep: true })
@@ -243,13 +267,18 @@ impl Received {
 
 /// Gives out partial files; one per connection.
 #[derive(Debug, Clone)]
-pub struct Store(pub Arc<Received>);
+pub struct Store {
+    /// Where they are kept.
+    pub received: Arc<Received>,
+    /// Whose files they become.
+    pub from: NodeId,
+}
 
 impl PartialStore for Store {
     type File = Partial;
 
     fn open(&mut self, id: &TransferId, init: &Init) -> Result<Partial, String> {
-        self.0.open(id, init)
+        self.received.open(self.from, id, init)
     }
 }
 
@@ -428,6 +457,8 @@ mod tests {
         Init { size, sha256: [0; 32], chunk: 1, name: "f".into() }
     }
 
+    const PEER: NodeId = 7;
+
     fn received(dir: &Path, quota: u64) -> Arc<Received> {
         Arc::new(Received::new(Disk::new(), dir.to_owned(), Arc::default()).limits(quota, TAKE_OVER_AFTER))
     }
@@ -436,17 +467,49 @@ mod tests {
     fn live_transfers_count_in_full_against_the_quota() {
         let dir = tempfile::tempdir().unwrap();
         let received = received(dir.path(), 1000);
-        let mut first = received.open(&ID, &init(600)).unwrap();
+        let mut first = received.open(PEER, &ID, &init(600)).unwrap();
         first.append(&[0; 100]).unwrap();
         let text = "receiver disk quota exceeded: need 500, 400 of 1000 available";
-        assert_eq!(received.open(&[8; 16], &init(500)).unwrap_err(), text);
+        assert_eq!(received.open(PEER + 1, &[8; 16], &init(500)).unwrap_err(), text);
         let error = received.store("n", &[0; 500]).unwrap_err();
         assert!(matches!(error, StoreError::Full(_)));
         assert_eq!(error.for_sender(), "received-files quota exceeded: 600 + 500 > 1000");
         drop(first);
         // Only what is written counts now, and a resumption's own part not twice.
-        assert!(received.open(&[8; 16], &init(900)).is_ok());
-        assert_eq!(received.open(&ID, &init(1000)).unwrap().len(), 100);
+        assert!(received.open(PEER, &[8; 16], &init(850)).is_ok());
+        assert_eq!(received.open(PEER, &ID, &init(875)).unwrap().len(), 100);
+    }
+
+    #[test]
+    fn one_peer_cannot_reserve_the_room_of_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let received = received(dir.path(), 1000);
+        let all = received.open(PEER, &ID, &init(1000)).unwrap_err();
+        assert_eq!(all, "receiver disk quota exceeded: need 1000, 875 of 1000 available");
+        let _most = received.open(PEER, &ID, &init(800)).unwrap();
+        let more = received.open(PEER, &[8; 16], &init(100)).unwrap_err();
+        assert_eq!(more, "receiver disk quota exceeded: need 100, 75 of 1000 available");
+        assert!(received.open(PEER + 1, &[8; 16], &init(100)).is_ok(), "another has room");
+    }
+
+    #[test]
+    fn an_announced_transfer_that_stands_still_gives_up_its_room_when_it_is_needed() {
+        let dir = tempfile::tempdir().unwrap();
+        let received = Received::new(Disk::new(), dir.path().to_owned(), Arc::default());
+        let received = Arc::new(received.limits(1000, Duration::ZERO));
+        let mut stalled = received.open(PEER, &ID, &init(800)).unwrap();
+        stalled.append(&[0; 100]).unwrap();
+        drop(received.open(PEER + 1, &[9; 16], &init(200)).unwrap());
+        stalled.append(&[0; 100]).expect("the room was enough for both");
+        let mut other = received.open(PEER + 1, &[8; 16], &init(700)).unwrap();
+        assert_eq!(stalled.append(&[0; 100]), Err(WriteError::TakenOver));
+        drop(stalled);
+        other.append(&[1; 700]).unwrap();
+        assert_eq!(
+            received.open(PEER, &ID, &init(300)).unwrap().len(),
+            200,
+            "what was written waits for the next try"
+        );
     }
 
     #[test]
@@ -459,7 +522,7 @@ mod tests {
         }
         let text = "receiver disk quota exceeded: 3 files are stored";
         assert_eq!(received.store("empty", b"").unwrap_err().for_sender(), text);
-        assert_eq!(received.open(&ID, &init(0)).unwrap_err(), text);
+        assert_eq!(received.open(PEER, &ID, &init(0)).unwrap_err(), text);
         clear(dir.path(), None).unwrap();
         assert!(received.store("empty", b"").is_ok());
     }
@@ -469,13 +532,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let received = received(dir.path(), 1000);
         let id = |n: usize| -> TransferId { (n as u128).to_be_bytes() };
-        let live = received.open(&id(0), &init(1)).unwrap();
+        let live = received.open(PEER, &id(0), &init(1)).unwrap();
         for n in 1..MAX_PARTIAL {
-            drop(received.open(&id(n), &init(0)).unwrap());
+            drop(received.open(PEER, &id(n), &init(0)).unwrap());
             let file = fs::File::open(dir.path().join(PARTIAL).join(hex(&id(n)))).unwrap();
             file.set_modified(UNIX_EPOCH + Duration::from_secs(n as u64)).unwrap();
         }
-        drop(received.open(&id(MAX_PARTIAL), &init(0)).unwrap());
+        drop(received.open(PEER, &id(MAX_PARTIAL), &init(0)).unwrap());
         let there = |n: usize| dir.path().join(PARTIAL).join(hex(&id(n))).exists();
         assert!(there(0), "a live transfer's stays");
         assert!(!there(1), "the oldest");
@@ -488,25 +551,25 @@ mod tests {
     fn a_partial_file_larger_than_announced_starts_anew() {
         let dir = tempfile::tempdir().unwrap();
         let received = received(dir.path(), 1000);
-        received.open(&ID, &init(100)).unwrap().append(&[0; 100]).unwrap();
-        assert_eq!(received.open(&ID, &init(50)).unwrap().len(), 0);
+        received.open(PEER, &ID, &init(100)).unwrap().append(&[0; 100]).unwrap();
+        assert_eq!(received.open(PEER, &ID, &init(50)).unwrap().len(), 0);
     }
 
     #[test]
     fn a_corrupt_partial_file_starts_anew() {
         let dir = tempfile::tempdir().unwrap();
         let received = received(dir.path(), 1000);
-        let mut partial = received.open(&ID, &init(100)).unwrap();
+        let mut partial = received.open(PEER, &ID, &init(100)).unwrap();
         partial.append(&[0; 100]).unwrap();
         partial.corrupt();
-        assert_eq!(received.open(&ID, &init(100)).unwrap().len(), 0);
+        assert_eq!(received.open(PEER, &ID, &init(100)).unwrap().len(), 0);
     }
 
     #[test]
     fn what_was_written_is_read_back_and_appending_goes_on_after_it() {
         let dir = tempfile::tempdir().unwrap();
         let received = received(dir.path(), 1000);
-        let mut partial = received.open(&ID, &init(6)).unwrap();
+        let mut partial = received.open(PEER, &ID, &init(6)).unwrap();
         partial.append(b"abc").unwrap();
         let mut seen = Vec::new();
         partial.read(&mut |bytes| seen.extend_from_slice(bytes)).unwrap();
@@ -519,7 +582,7 @@ mod tests {
     fn more_than_the_disk_holds_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let received = received(dir.path(), u64::MAX);
-        let error = received.open(&ID, &init(1 << 60)).unwrap_err();
+        let error = received.open(PEER, &ID, &init(1 << 60)).unwrap_err();
         assert!(error.starts_with("receiver disk full: need 1152921504606846976 bytes, "), "{error}");
         assert!(error.ends_with(" free (keeping 16777216 in reserve)"), "{error}");
     }
@@ -532,7 +595,7 @@ mod tests {
         let received = received(&path, 1000);
         received.store("a.txt", b"1").unwrap();
         received.store("b.txt", b"22").unwrap();
-        received.open(&ID, &init(9)).unwrap().append(b"333").unwrap();
+        received.open(PEER, &ID, &init(9)).unwrap().append(b"333").unwrap();
         let listing = list(&path, None).unwrap();
         assert_eq!(listing.files.iter().map(|f| f.bytes).collect::<Vec<_>>(), [2, 1], "newest first");
         assert_eq!(
