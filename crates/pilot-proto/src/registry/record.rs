@@ -159,7 +159,7 @@ impl NodeRecord {
         if !crypto::verify(&key, body, signature) {
             return Err(RecordError::Signature);
         }
-        let place = (flags & PLACED != 0).then(|| Place { relay_only: flags & RELAY_ONLY != 0, endpoints });
+        let place = (flags & PLACED != 0).then_some(Place { relay_only: flags & RELAY_ONLY != 0, endpoints });
         Ok(NodeRecord { registry, node, key, generation, sequence, expires, place })
     }
 
