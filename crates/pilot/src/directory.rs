@@ -131,7 +131,10 @@ impl Shared {
     pub(crate) async fn lookup(&self, node: NodeId) -> Answer {
         let before = self.known_record(node);
         let answer = self.ask_once("lookup", node, || self.lookup_request(node)).await?;
-        self.judge_record(node, before, answer)
+        let answer = self.judge_record(node, before, answer);
+        // Whatever it was asked for: a key that contradicts the pinned one is announced.
+        self.judge_key(node, &answer);
+        answer
     }
 
     /// A `lookup`. References send the bare id; a registry that keeps private records from strangers needs to know

@@ -95,10 +95,11 @@ async fn a_registry_that_names_another_key_is_an_alarm_and_the_known_peer_stays_
 
     let other = Identity::from_seed([77; 32]).unwrap();
     *lie.lock().unwrap() = Some((u64::from(b.node_id()), other.public_key_base64()));
-    // Started again it remembers the key, and asks the registry, which lies.
+    // Started again it remembers the key. When it asks the registry, that lies.
     let a = restarted(&a, own()).await;
     let mut events = a.events();
     echo_round(within(a.dial(b.address(), 7)).await.unwrap(), pattern(1000)).await;
+    a.lookup(b.node_id()).await.unwrap();
     let alarm = event(&mut events, "security.key_changed").await;
     let (pinned, shown) = (fingerprint(b.identity().public_key()), fingerprint(other.public_key()));
     assert_eq!(alarm.data["peer_node_id"], b.node_id());
@@ -112,6 +113,7 @@ async fn a_registry_that_names_another_key_is_an_alarm_and_the_known_peer_stays_
     assert!(warning.contains(&pinned) && warning.contains(&shown), "{warning}");
     assert!(warning.contains(&format!("pilotctl handshake {}", b.node_id())), "{warning}");
     assert!(a.is_trusted(b.node_id()), "a lie alone ends no trust");
+    echo_round(within(a.dial(b.address(), 7)).await.unwrap(), pattern(1000)).await;
 
     // The truth again: the alarm is over.
     *lie.lock().unwrap() = None;
