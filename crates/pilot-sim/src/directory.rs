@@ -151,6 +151,7 @@ impl World {
             relay.maintain(now, |to, bytes| out.push((to, bytes.to_vec())));
         }
         for (to, bytes) in out {
+            self.note(|| format!("beacon {b}: -> {to} {}", crate::check::describe(&bytes)));
             self.send(crate::net::Place::Beacon(b), to, &bytes);
         }
         self.at(self.now + MAINTAIN, Happening::Maintain(b));

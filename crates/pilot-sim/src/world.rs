@@ -462,6 +462,9 @@ impl World {
                         .handle(from, &mut bytes, directory, now, |to, bytes| out.push((to, bytes.to_vec())));
                 }
                 for (to, bytes) in out {
+                    self.note(|| {
+                        format!("beacon {b}: for {from} -> {to} {}", crate::check::describe(&bytes))
+                    });
                     self.send(Place::Beacon(b), to, &bytes);
                 }
                 Ok(())
