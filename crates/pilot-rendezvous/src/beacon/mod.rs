@@ -277,7 +277,9 @@ impl Beacon {
         if let Some(entry) = self.table.get_mut(node).filter(|e| e.addr == from) {
             entry.seen = now;
         }
-        if let Some(entry) = self.table.get(to) {
+        // Never from beacon to beacon to beacon: stale tables must not make frames go round.
+        let route = self.routes.get(&to).filter(|_| !peer);
+        if let Some(entry) = self.table.get(to).filter(|entry| !entry.weak || route.is_none()) {
             if entry.named {
                 datagram[0] = 0x09;
                 send(entry.addr, datagram);
@@ -287,8 +289,7 @@ impl Beacon {
                 datagram[4] = 0x06;
                 send(entry.addr, &datagram[4..]);
             }
-        } else if let Some(route) = self.routes.get(&to).filter(|_| !peer) {
-            // Never from beacon to beacon to beacon: stale tables must not make frames go round.
+        } else if let Some(route) = route {
             send(*route, datagram);
         } else {
             self.counters.dropped += 1;
@@ -306,7 +307,7 @@ impl Beacon {
         self.routes.retain(|_, via| *via != from);
         for id in nodes.as_chunks::<4>().0 {
             let id = u32::from_be_bytes(*id);
-            if self.table.get(id).is_none() && self.routes.len() < MAX_ROUTES {
+            if self.table.get(id).is_none_or(|entry| entry.weak) && self.routes.len() < MAX_ROUTES {
                 self.routes.insert(id, from);
             }
         }
@@ -340,7 +341,8 @@ impl Beacon {
         if self.settings.peers.is_empty() {
             return;
         }
-        let nodes: Vec<u8> = self.table.ids().take(MAX_SYNC).flat_map(|id| id.to_be_bytes()).collect();
+        let ours = self.table.ids().filter(|(id, weak)| !weak || !self.routes.contains_key(id));
+        let nodes: Vec<u8> = ours.take(MAX_SYNC).flat_map(|(id, _)| id.to_be_bytes()).collect();
         for peer in &self.settings.peers {
             reply(&Message::Sync { beacon: self.settings.id, nodes: &nodes }, *peer, send);
         }

@@ -58,6 +58,9 @@ pub(super) struct Entry {
     pub notified: Option<Instant>,
     /// The address is proven by the node's key.
     proven: bool,
+    /// Nothing vouches for the address: neither the node's key nor the IP address it registered from. Another beacon that
+    /// has the node is believed rather.
+    pub weak: bool,
     /// Time in the last proof: older ones are repetitions.
     time: u64,
     /// Somebody at this address claimed the id and was not believed.
@@ -111,8 +114,8 @@ impl Table {
         self.nodes.len()
     }
 
-    pub fn ids(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.nodes.keys().copied()
+    pub fn ids(&self) -> impl Iterator<Item = (NodeId, bool)> + '_ {
+        self.nodes.iter().map(|(id, entry)| (*id, entry.weak))
     }
 
     /// Whether this node is known to be at this address, or at another port of it.
@@ -192,6 +195,7 @@ impl Table {
             let time = proof.time;
             self.change(node, |e| {
                 (e.addr, e.seen, e.proven, e.time, e.candidate) = (from, now, true, time, None);
+                e.weak = false;
             });
             return Claim::Held;
         }
@@ -208,7 +212,10 @@ impl Table {
         if !self.moves.take(node, now) {
             return Claim::Dropped;
         }
-        self.change(node, |e| (e.addr, e.seen, e.proven, e.candidate) = (from, now, false, None));
+        let weak = !registered();
+        self.change(node, |e| {
+            (e.addr, e.seen, e.proven, e.weak, e.candidate) = (from, now, false, weak, None);
+        });
         Claim::Held
     }
 
@@ -232,7 +239,8 @@ impl Table {
         if !allowed {
             return Claim::Dropped;
         }
-        let group = (!exempt && directory.find(node).is_none())
+        let known = directory.find(node);
+        let group = (!exempt && known.is_none())
             .then(|| (self.hasher.hash_one(network(from.ip())) as usize % STRANGER_GROUPS) as u16);
         if let Some(group) = group {
             let members = &mut self.strangers[usize::from(group)];
@@ -252,6 +260,7 @@ impl Table {
             named: false,
             notified: None,
             proven: false,
+            weak: known.and_then(|known| known.ip) != Some(from.ip()),
             time: 0,
             candidate: None,
             group,
@@ -267,10 +276,13 @@ impl Table {
             self.strangers[usize::from(group)].retain(|n| *n != node);
             self.change(node, |e| e.group = None);
         }
+        if Some(entry.addr.ip()) == ip {
+            self.change(node, |e| e.weak = false);
+        }
         if let Some(candidate) = entry.candidate.filter(|c| Some(c.ip()) == ip && !entry.proven)
             && self.moves.take(node, now)
         {
-            self.change(node, |e| (e.addr, e.seen, e.candidate) = (candidate, now, None));
+            self.change(node, |e| (e.addr, e.seen, e.weak, e.candidate) = (candidate, now, false, None));
         }
     }
 

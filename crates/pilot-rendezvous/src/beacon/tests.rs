@@ -233,6 +233,7 @@ fn sync_counts_from_configured_peers_only_and_replaces_their_routes() {
     let peer = "192.0.2.9:9001";
     let mut w = world(Settings { peers: vec![addr(peer)], ..Settings::default() });
     let ids = |ids: &[u32]| ids.iter().flat_map(|i| i.to_be_bytes()).collect::<Vec<_>>();
+    w.directory.nodes.insert(2, Known { key: [0; 32], ip: Some(addr(B).ip()) });
     w.discover(B, 2);
     w.send(A, &Message::Sync { beacon: 1, nodes: &ids(&[7]) });
     assert_eq!(w.relay(A, 1, 7), []);
@@ -249,6 +250,23 @@ fn sync_counts_from_configured_peers_only_and_replaces_their_routes() {
     w.now += Duration::from_secs(90);
     w.beacon.sweep(w.now);
     assert_eq!(w.relay(A, 1, 8), []);
+}
+
+#[test]
+fn a_claim_that_nothing_vouches_for_does_not_take_a_node_from_the_beacon_that_has_it() {
+    let peer = "192.0.2.9:9001";
+    let mut w = world(Settings { peers: vec![addr(peer)], ..Settings::default() });
+    w.directory.nodes.insert(2, Known { key: [0; 32], ip: Some(addr(B).ip()) });
+    // Somebody at A says it is node 2, which is at another beacon.
+    w.discover(A, 2);
+    w.send(peer, &Message::Sync { beacon: 1, nodes: &2u32.to_be_bytes() });
+    assert_eq!(w.relay(A, 1, 2)[0].0, peer);
+    let mut told = Vec::new();
+    w.beacon.announce(&mut |_, bytes| told.extend_from_slice(&bytes[7..]));
+    assert_eq!(told, Vec::<u8>::new(), "nor is it announced as ours");
+    // Once the registry agrees, it is here.
+    w.beacon.registered(2, Some(addr(A).ip()), w.now);
+    assert_eq!(w.relay(A, 1, 2)[0].0, A);
 }
 
 #[test]
