@@ -139,6 +139,20 @@ pub fn all() -> Vec<Scenario> {
             ping(s, 6, b"still here");
             s.wait(300);
         }),
+        Scenario::new("pilk_that_is_not_followed_by_anything_moves_the_peer_to_the_relay", |s| {
+            s.exchange(0);
+            ping(s, 1, b"direct");
+            s.via = Via::Relay;
+            ping(s, 2, b"still direct");
+            let pilk = s.peers[0].pilk();
+            s.raw(0, &pilk);
+            s.expect_exchanges(3, Duration::from_secs(9));
+            ping(s, 3, b"relayed");
+            s.wait(300);
+        })
+        .takes(10)
+        .timers(&[Timer::Exchange])
+        .within(450, 0),
         Scenario::new("pilk_of_an_unregistered_node_makes_an_anonymous_session", |s| {
             s.register(0, None);
             let pilk = s.peers[0].pilk();
