@@ -139,8 +139,8 @@ pub enum Event {
     Ended(ConnId),
     /// The connection is over. Applications of the reference do not learn why; those who judge a simulation do.
     Over(ConnId, End),
-    /// Bytes the application wrote will not reach the peer, though the peer will see the end as if they had: the FIN did not
-    /// wait for them any longer (spec 03 section 16.2), or the connection was closed as idle while a write was waiting.
+    /// The peer will see an end that the application did not make, or before its last bytes: the FIN did not wait for them
+    /// any longer (spec 03 section 16.2), or the connection was closed as idle.
     CutShort(ConnId),
     /// The local client did not read and was dropped: its connections are closed, its ports released.
     ClientDropped,

@@ -440,11 +440,12 @@ impl World {
         let (me, peer) = (&stream.sides[side], &stream.sides[1 - side]);
         // A node that woke up after the idle time closes its connections; the other side sees their end.
         let ended = peer.ending || self.nodes[stream.node(1 - side)].slept;
-        // Excuse: a reference node that does not wait for its last bytes, or closes although some wait, says so.
-        // Its applications can only close, where ours abort.
-        let closed = peer.aborted && self.plan.reference(stream.node(1 - side));
+        // Excuse: a reference node that ends a stream of its own accord, or before its last bytes, says so to us alone. Its
+        // applications can only close, where ours abort, and so does it for a client it drops.
+        let closed = (peer.aborted || peer.lost) && self.plan.reference(stream.node(1 - side));
         let ended = ended || peer.cut_short || closed;
-        if (me.delivered != peer.written && !peer.cut_short) || !ended {
+        let short = me.delivered != peer.written && !peer.cut_short && !(closed && peer.lost);
+        if short || !ended {
             let (delivered, sent) = (me.delivered, peer.written);
             return Err(Violation::Incomplete { stream: id, direction: 1 - side, delivered, sent });
         }

@@ -470,9 +470,8 @@ impl Conn {
     fn close_idle(&mut self, now: Instant, out: &mut Out) {
         // A writer that waits for a closed window loses what it did not get rid of.
         self.idle = true;
-        if self.send.drop_writes() {
-            out.notes.push((self.id, Note::CutShort));
-        }
+        self.send.drop_writes();
+        out.notes.push((self.id, Note::CutShort));
         self.close_now(now, out);
     }
 }

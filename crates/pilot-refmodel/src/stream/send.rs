@@ -154,13 +154,11 @@ impl Sender {
         (self.nagle, self.probe, self.repair, self.unsettled) = (None, None, None, false);
     }
 
-    /// What was written and is not in a segment yet is thrown away. True: there was some.
-    pub(crate) fn drop_writes(&mut self) -> bool {
-        let some = !self.writes.is_empty() || !self.buffer.is_empty();
+    /// What was written and is not in a segment yet is thrown away.
+    pub(crate) fn drop_writes(&mut self) {
         self.writes.clear();
         self.buffer.clear();
         (self.nagle, self.probe, self.unsettled) = (None, None, false);
-        some
     }
 
     fn flight(&self, marked_too: bool) -> usize {
