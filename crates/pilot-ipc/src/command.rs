@@ -38,6 +38,8 @@ pub enum Command {
     Finish = 0x3B,
     /// Extension: hides the node's name from strangers, or shows it (docs/extensions.md).
     SetHidden = 0x3D,
+    /// Extension: peers the node insists on upgraded sessions with (docs/extensions.md).
+    Pins = 0x3F,
 }
 
 /// Bytes only the daemon sends that are no reply to one particular request.
@@ -56,7 +58,7 @@ pub mod push {
 
 impl Command {
     /// Every command.
-    pub const ALL: [Command; 28] = [
+    pub const ALL: [Command; 29] = [
         Command::Bind,
         Command::Dial,
         Command::Send,
@@ -85,6 +87,7 @@ impl Command {
         Command::SendToConfirm,
         Command::Finish,
         Command::SetHidden,
+        Command::Pins,
     ];
 
     /// The command of a byte.

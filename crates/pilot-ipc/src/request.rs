@@ -52,6 +52,10 @@ pub enum Request {
     SetHidden {
         hidden: bool,
     },
+    /// Lists the pins of upgraded sessions, or clears one.
+    Pins {
+        clear: Option<NodeId>,
+    },
     Deregister,
     /// JSON array of strings.
     SetTags(Bytes),
@@ -263,6 +267,11 @@ impl Request {
                 Some(value @ (0 | 1)) => Request::SetHidden { hidden: value == 1 },
                 _ => return Err("set_hidden: value must be 0 or 1".into()),
             },
+            Command::Pins => match f.u8() {
+                Some(0) => Request::Pins { clear: None },
+                Some(1) => Request::Pins { clear: Some(f.u32().ok_or("pins: missing node id")?) },
+                _ => return Err("pins: the first byte must be 0 (list) or 1 (clear)".into()),
+            },
             Command::Deregister => Request::Deregister,
             Command::SetTags => Request::SetTags(f.0),
             Command::SetWebhook => Request::SetWebhook(f.text()),
@@ -347,6 +356,13 @@ impl Request {
             Request::SetHidden { hidden } => {
                 b.put_u8(u8::from(*hidden));
                 Command::SetHidden
+            }
+            Request::Pins { clear } => {
+                b.put_u8(u8::from(clear.is_some()));
+                if let Some(node) = clear {
+                    b.put_u32(*node);
+                }
+                Command::Pins
             }
             Request::Deregister => Command::Deregister,
             Request::SetTags(json) => {

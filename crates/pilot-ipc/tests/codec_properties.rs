@@ -82,6 +82,7 @@ fn request() -> impl Strategy<Value = Request> {
         ".*".prop_map(Request::SetHostname),
         any::<bool>().prop_map(|public| Request::SetVisibility { public }),
         any::<bool>().prop_map(|hidden| Request::SetHidden { hidden }),
+        prop::option::of(any::<u32>()).prop_map(|clear| Request::Pins { clear }),
         network.prop_map(Request::Network),
         managed.prop_map(Request::Managed),
         any::<u32>().prop_map(|node| Request::PreferDirect { node }),

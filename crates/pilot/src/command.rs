@@ -58,6 +58,9 @@ pub(crate) enum Command {
     Admit(NodeId, Instant),
     ReplyWindow(NodeId),
     Forget(NodeId),
+    /// Peers to insist on upgraded sessions with.
+    Pins(Vec<(NodeId, [u8; 32])>),
+    ClearPin(NodeId),
     Status(oneshot::Sender<EngineStatus>),
     /// Answered when what was asked before has left the node.
     Flush(oneshot::Sender<()>),
@@ -107,4 +110,5 @@ pub(crate) enum Control {
     Observed(SocketAddr),
     KeyProven(NodeId, [u8; 32]),
     OtherKeyProven(NodeId, [u8; 32]),
+    DowngradeRefused(NodeId),
 }

@@ -4,6 +4,7 @@
 //! buffers, opened in place, and sent from one transmit buffer. Everybody else talks to this task by messages.
 
 use crate::command::{Command, Control, Delivery, DialToken, EngineStatus};
+use crate::insist::SessionPins;
 use crate::listener::{BACKLOG, Incoming};
 use crate::node::{Datagram, NodeEvent};
 use crate::socket::{Sent, Socket};
@@ -70,6 +71,7 @@ pub(crate) struct Outlets {
     pub(crate) control: mpsc::Sender<Control>,
     pub(crate) datagrams: broadcast::Sender<Datagram>,
     pub(crate) events: broadcast::Sender<NodeEvent>,
+    pub(crate) session_pins: Arc<SessionPins>,
 }
 
 pub(crate) struct Driver {
@@ -353,6 +355,8 @@ impl Driver {
                 self.engine.forget_peer(now, node);
                 self.settle_datagrams(node, "the peer was forgotten");
             }
+            Command::Pins(pins) => self.engine.set_pins(pins),
+            Command::ClearPin(node) => drop(self.engine.clear_pin(node)),
             Command::Status(reply) => {
                 let mut counters = self.engine.counters();
                 counters.accept_queue_drops += self.accept_queue_drops;
@@ -454,6 +458,12 @@ impl Driver {
                 let _ = self.outlets.datagrams.send(Datagram { src, src_port, dst_port, payload });
             }
             Event::Publish(name, data) => {
+                if name == "security.downgrade_refused"
+                    && data["signed"] == true
+                    && let Some(node) = data["peer_node_id"].as_u64().and_then(|n| NodeId::try_from(n).ok())
+                {
+                    drop(self.outlets.control.try_send(Control::DowngradeRefused(node)));
+                }
                 let _ = self.outlets.events.send(NodeEvent { name, data });
             }
             Event::NeedKey(node) => {
@@ -477,7 +487,8 @@ impl Driver {
                 drop(self.outlets.control.try_send(Control::OtherKeyProven(node, key)));
             }
             Event::TunnelEstablished { node, .. } => self.settle_datagrams(node, "the peer was forgotten"),
-            Event::Pinned { .. } | Event::Pong { .. } => {}
+            Event::Pinned { node, key } => self.outlets.session_pins.had(node, key),
+            Event::Pong { .. } => {}
         }
     }
 

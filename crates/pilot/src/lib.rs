@@ -21,6 +21,7 @@ pub mod fuzzing;
 mod greeting;
 mod handshake;
 mod identity;
+mod insist;
 mod keeping;
 mod listener;
 mod node;
@@ -38,6 +39,7 @@ mod trust;
 
 pub use command::Delivery;
 pub use config::{NodeConfig, RegistryTls, StartError};
+pub use insist::SessionPin;
 pub use listener::Listener;
 pub use node::{Datagram, Node, NodeEvent, NodeStatus};
 pub use pilot_proto;

@@ -3,6 +3,7 @@
 use crate::command::{Command, Control, Delivery, DialToken};
 use crate::config::{NodeConfig, StartError, split_host_port};
 use crate::driver::{Driver, Outlets};
+use crate::insist::{SessionPin, SessionPins};
 use crate::listener::Listener;
 use crate::peers::Peers;
 use crate::presence::near;
@@ -155,6 +156,8 @@ impl Node {
             Client::new(&config.registry, config.registry_tls.as_ref()).map_err(StartError::Config)?;
         let (identity, rotation) = Node::identities(&config).map_err(StartError::Identity)?;
         let (peers, unread) = Peers::load(config.identity_path.as_deref());
+        let (session_pins, unpinned) = SessionPins::load(config.identity_path.as_deref());
+        let session_pins = Arc::new(session_pins);
         let bind_error = |error| StartError::Bind { addr: config.listen, error };
         let (socket, taken) = Socket::bind_again(config.listen, peers.port()).map_err(bind_error)?;
         let bound = socket.local_addr().map_err(bind_error)?;
@@ -189,7 +192,12 @@ impl Node {
         let (control, mut questions) = mpsc::channel(CONTROL);
         let (events, _) = broadcast::channel(BROADCAST);
         let (datagrams, _) = broadcast::channel(BROADCAST);
-        let outlets = Outlets { control, datagrams: datagrams.clone(), events: events.clone() };
+        let outlets = Outlets {
+            control,
+            datagrams: datagrams.clone(),
+            events: events.clone(),
+            session_pins: session_pins.clone(),
+        };
         let driver = Driver::new(engine, socket, asked, commands.downgrade(), outlets);
         let shared = Arc::new(Shared::new(Parts {
             config,
@@ -197,6 +205,7 @@ impl Node {
             registry,
             trust,
             peers,
+            session_pins,
             events,
             datagrams,
             identity,
@@ -204,7 +213,7 @@ impl Node {
             bound,
             instance,
         }));
-        unread.into_iter().for_each(|warning| shared.warn(warning));
+        unread.into_iter().chain(unpinned).for_each(|warning| shared.warn(warning));
         if let Some(error) = taken {
             shared.warn(format!("{error}; this node has UDP port {} now", bound.port()));
         }
@@ -235,6 +244,7 @@ impl Node {
         shared.spawn(shared.clone().keep_polling());
         shared.spawn(shared.clone().keep_saving());
         shared.spawn(shared.clone().keep_peers());
+        shared.spawn(shared.clone().keep_pins());
         let (address, endpoint, id) = shared.state(|s| (s.address, s.endpoint.clone(), s.node));
         tracing::info!(node = id, %address, %endpoint, "registered");
         shared.publish("node.registered", json!({"address": address.to_string(), "endpoint": endpoint}));
@@ -592,6 +602,19 @@ impl Node {
         self.shared.poll_handshakes_on_demand().await;
     }
 
+    /// Peers this node insists on upgraded sessions with, by node id (docs/extensions.md).
+    pub fn session_pins(&self) -> Vec<SessionPin> {
+        self.shared.session_pins.list()
+    }
+
+    /// Stops insisting on upgraded sessions with a node; the next one starts it again. False: it did not.
+    ///
+    /// # Errors
+    /// The file could not be written; the pin stays.
+    pub async fn clear_session_pin(&self, node: NodeId) -> Result<bool, String> {
+        self.shared.clear_pin(node).await
+    }
+
     /// Closes streams with FIN, saves trust, stops. Takes about a second at most.
     pub async fn shutdown(&self) {
         let status = self.shared.engine_status().await;
@@ -609,6 +632,7 @@ impl Node {
         self.shared.stop.send_replace(true);
         let _ = self.shared.save_trust().await;
         self.shared.save_peers().await;
+        self.shared.save_pins().await;
     }
 }
 
@@ -641,6 +665,7 @@ impl Shared {
                 Control::Notified => self.poll_on_notice(),
                 Control::KeyProven(node, key) => self.key_proven(node, key),
                 Control::OtherKeyProven(node, key) => self.other_key_proven(node, key),
+                Control::DowngradeRefused(node) => self.downgrade_refused(node),
                 Control::NeedKey(_) | Control::NeedRoute(_) | Control::Knock(_) => {
                     let Ok(permit) = room.clone().acquire_owned().await else { return };
                     let shared = self.clone();

@@ -313,7 +313,7 @@ impl Peers {
 }
 
 /// The file's text; `None` if there is no file.
-fn read(path: &Path) -> Result<Option<String>, String> {
+pub(crate) fn read(path: &Path) -> Result<Option<String>, String> {
     use std::io::Read as _;
     let file = match std::fs::File::open(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),

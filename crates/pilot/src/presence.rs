@@ -123,6 +123,7 @@ impl Shared {
             }
             before
         });
+        self.insist(&name);
         if before != node {
             self.command(Command::Identity(identity.clone(), node));
         }

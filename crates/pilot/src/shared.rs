@@ -3,6 +3,7 @@
 use crate::command::{Command, Commands, EngineStatus};
 use crate::config::NodeConfig;
 use crate::directory::Directory;
+use crate::insist::SessionPins;
 use crate::lock;
 use crate::node::{Datagram, NodeEvent};
 use crate::peers::Peers;
@@ -59,6 +60,7 @@ pub(crate) struct Shared {
     pub(crate) directory: Directory,
     pub(crate) trust: TrustState,
     pub(crate) peers: Peers,
+    pub(crate) session_pins: Arc<SessionPins>,
     pub(crate) disputes: Disputes,
     pub(crate) records: Records,
     pub(crate) events: broadcast::Sender<NodeEvent>,
@@ -86,6 +88,7 @@ pub(crate) struct Parts {
     pub(crate) registry: Client,
     pub(crate) trust: TrustState,
     pub(crate) peers: Peers,
+    pub(crate) session_pins: Arc<SessionPins>,
     pub(crate) events: broadcast::Sender<NodeEvent>,
     pub(crate) datagrams: broadcast::Sender<Datagram>,
     pub(crate) identity: Arc<Identity>,
@@ -102,6 +105,7 @@ impl Shared {
             registry,
             trust,
             peers,
+            session_pins,
             events,
             datagrams,
             identity,
@@ -134,6 +138,7 @@ impl Shared {
             directory: Directory::default(),
             trust,
             peers,
+            session_pins,
             disputes: Disputes::default(),
             records: Records::default(),
             events,

@@ -104,6 +104,14 @@ impl Client {
     pub async fn set_hidden(&self, hidden: bool) -> Result<Value, ClientError> {
         self.request(&Request::SetHidden { hidden }).await
     }
+    /// Extension: the peers the node insists on upgraded sessions with.
+    pub async fn pins(&self) -> Result<Value, ClientError> {
+        self.request(&Request::Pins { clear: None }).await
+    }
+    /// Extension: no longer insists on upgraded sessions with a node.
+    pub async fn clear_pin(&self, node: NodeId) -> Result<Value, ClientError> {
+        self.request(&Request::Pins { clear: Some(node) }).await
+    }
     /// Sets the node's tags.
     pub async fn set_tags(&self, tags: &[String]) -> Result<Value, ClientError> {
         self.request(&Request::SetTags(json_bytes(&tags)?)).await

@@ -15,6 +15,7 @@ mod mailbox;
 mod message;
 mod network;
 mod ping;
+mod pins;
 mod pipe;
 mod reach;
 mod recv;
@@ -41,6 +42,7 @@ const TABLE: &[&[Spec]] = &[
     status::COMMANDS,
     directory::COMMANDS,
     trust::COMMANDS,
+    pins::COMMANDS,
     ping::COMMANDS,
     bench::COMMANDS,
     connect::COMMANDS,

@@ -38,7 +38,7 @@ pub const COMMANDS: &[Spec] = &[
             Flag::value("limit", "N", "at most N peers (default 20 in text, 0: all)"),
             Flag::value("search", "S", "only node numbers that contain S"),
         ],
-        returns: "peers[]{node_id, encrypted, authenticated, relay}, total, encrypted",
+        returns: "peers[]{node_id, encrypted, authenticated, relay, session, pinned}, total, encrypted",
         tier: Tier::Core,
         run: Run::Async(|ctx, args| Box::pin(peers(ctx, args))),
     },
@@ -215,13 +215,25 @@ async fn peers(ctx: &Ctx, args: &Args) -> CliResult {
             total - relay
         );
         if (args.on("all") || args.given("search")) && total > 0 {
-            out.push_str(&ctx.style.dim("\nNODE ID     ENCRYPTED  AUTH  PATH\n"));
+            out.push_str(&ctx.style.dim("\nNODE ID     ENCRYPTED  AUTH  PATH    SESSION\n"));
             for peer in &found {
                 let yes = |key| if on(peer, key) { "yes" } else { "no" };
                 let path = if on(peer, "relay") { "relay" } else { "direct" };
                 let node = number(peer, "node_id");
-                let _ =
-                    writeln!(out, "{node:<10}  {:<9}  {:<4}  {path}", yes("encrypted"), yes("authenticated"));
+                let refused = match number(peer, "downgrades_refused") {
+                    0 => String::new(),
+                    count => ctx.style.warn(&format!(
+                        " · came without the upgrade {count} time{}, refused: pilotctl pins",
+                        plural(count)
+                    )),
+                };
+                let _ = writeln!(
+                    out,
+                    "{node:<10}  {:<9}  {:<4}  {path:<6}  {}{refused}",
+                    yes("encrypted"),
+                    yes("authenticated"),
+                    or_dash(text(peer, "session"))
+                );
             }
             if found.len() < total {
                 let _ = writeln!(out, "{} of {total} shown; --limit 0 shows all", found.len());

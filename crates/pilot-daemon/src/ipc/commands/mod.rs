@@ -4,6 +4,7 @@ mod broadcast;
 mod envelope;
 mod managed;
 mod network;
+mod pins;
 mod record;
 mod status;
 mod trust;
@@ -33,6 +34,8 @@ pub(super) async fn answer(hub: &Arc<Hub>, request: Request) -> Result<OutFrame,
             (Command::SetVisibility, record::set_visibility(hub, public).await?)
         }
         Request::SetHidden { hidden } => (Command::SetHidden, record::set_hidden(hub, hidden).await?),
+        Request::Pins { clear: None } => (Command::Pins, pins::list(hub)),
+        Request::Pins { clear: Some(node) } => (Command::Pins, pins::clear(hub, node).await?),
         Request::Deregister => (Command::Deregister, record::deregister(hub).await?),
         Request::SetTags(tags) => (Command::SetTags, record::set_tags(hub, &tags).await?),
         Request::SetWebhook(url) => (Command::SetWebhook, webhook::set(hub, &url)?),

@@ -18,6 +18,9 @@ struct Counts {
     encrypted: usize,
     authenticated: usize,
     relayed: usize,
+    upgraded: usize,
+    /// Key exchanges refused because they came without the session upgrade.
+    downgrades: u64,
 }
 
 impl Counts {
@@ -29,6 +32,8 @@ impl Counts {
             encrypted: status.peers.iter().filter(|p| p.encrypted).count(),
             authenticated: status.peers.iter().filter(|p| p.authenticated).count(),
             relayed: status.peers.iter().filter(|p| p.relay).count(),
+            upgraded: status.peers.iter().filter(|p| p.session == "upgraded").count(),
+            downgrades: status.peers.iter().map(|p| p.downgrades_refused).sum(),
         }
     }
 }
@@ -54,6 +59,8 @@ pub(super) async fn health(hub: &Hub) -> Value {
         ("registry_ok", status.registry_ok.into()),
         ("superseded", status.superseded.into()),
         ("disk_ok", status.disk_ok.into()),
+        ("upgraded_peers", counts.upgraded.into()),
+        ("downgrades_refused", counts.downgrades.into()),
     ])
 }
 
@@ -102,6 +109,7 @@ fn info_of(status: &NodeStatus, networks: &[u16], version: &str) -> Value {
         ("registry_addr", status.registry_addr.as_str().into()),
         ("registry_ok", status.registry_ok.into()),
         ("superseded", status.superseded.into()),
+        ("upgraded_peers", counts.upgraded.into()),
         ("warnings", json!(status.warnings)),
     ]);
     add_lists(&mut info, status);
