@@ -161,13 +161,23 @@ fn status_commands_have_the_documented_keys_and_no_endpoints() {
     assert_eq!((&peers["total"], &peers["encrypted"]), (&json!(1), &json!(1)));
     assert_eq!(
         peers["peers"],
-        json!([{"authenticated": true, "encrypted": true, "node_id": 2, "relay": false}]),
+        json!([{
+            "authenticated": true, "encrypted": true, "node_id": 2, "relay": false,
+            "session": "upgraded", "pinned": true, "downgrades_refused": 0,
+        }]),
         "no endpoint"
     );
     let text = pair.a.run(&["peers", "--all"]).stdout;
     assert!(text.starts_with("● 1 peer — 1 encrypted+authenticated · 0 relay · 1 direct\n"), "{text}");
     let error = pair.a.json(&["disconnect", "99"]).error();
     assert_eq!((&error["code"], &error["message"]), (&json!("not_found"), &json!("no connection 99")));
+    let pins = pair.a.json(&["pins"]).data();
+    assert_eq!((&pins["total"], &pins["pins"][0]["node_id"]), (&json!(1), &json!(2)));
+    assert_eq!(pins["pins"][0]["address"], "0:0000.0000.0002");
+    assert_eq!(pair.a.json(&["pins", "clear", "2"]).data(), json!({"node_id": 2, "cleared": true}));
+    let error = pair.a.json(&["pins", "clear", "2"]).error();
+    assert_eq!((&error["code"], &error["message"]), (&json!("not_found"), &json!("node 2 is not pinned")));
+    assert_eq!(pair.a.json(&["pins"]).data(), json!({"pins": [], "total": 0}));
 }
 
 #[test]
