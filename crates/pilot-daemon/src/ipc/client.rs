@@ -26,7 +26,7 @@ const OUT_FRAMES: usize = 256;
 /// Bytes waiting to be written to a client before producers wait.
 const OUT_BYTES: usize = 4 << 20;
 /// A client whose socket takes nothing for this long is closed and its streams are reset.
-const WRITE_STALL: Duration = Duration::from_secs(10);
+const WRITE_STALL: Duration = Duration::from_secs(600);
 /// Requests of one client in progress.
 const MAX_REQUESTS: u32 = 1024;
 /// Live connections of one client, dials included.

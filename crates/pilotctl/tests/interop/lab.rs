@@ -43,6 +43,36 @@ pub struct Daemon {
     child: Option<Child>,
 }
 
+/// A running script, what it has printed and when.
+pub struct Script {
+    child: Child,
+    said: std::sync::mpsc::Receiver<(Instant, String)>,
+}
+
+impl Script {
+    /// The next line that starts with this, and when it came; others are skipped.
+    #[track_caller]
+    pub fn line(&self, start: &str, limit: Duration) -> (Instant, String) {
+        let deadline = Instant::now() + limit;
+        let mut others = Vec::new();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.said.recv_timeout(left) {
+                Ok((at, line)) if line.starts_with(start) => return (at, line),
+                Ok((_, line)) => others.push(line),
+                Err(error) => panic!("no line {start:?} within {limit:?} ({error}); instead {others:?}"),
+            }
+        }
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// What a command said.
 pub struct Said {
     pub code: i32,
@@ -359,6 +389,32 @@ impl Daemon {
         let mut command = self.command(&venv().join("bin/python3"));
         command.arg("-c").arg(script).args(args);
         said(command, b"")
+    }
+
+    /// Starts such a script and leaves it running.
+    pub fn python_spawn(&self, script: &str, args: &[&str]) -> Script {
+        let mut command = self.command(&venv().join("bin/python3"));
+        command.arg("-c").arg(script).args(args).stdin(Stdio::null()).stdout(Stdio::piped());
+        let log = fs::File::create(self.home.join("script.log")).expect("log file");
+        let mut child = command.stderr(log).spawn().expect("the script starts");
+        let out = child.stdout.take().expect("stdout is piped");
+        let (lines, said) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in std::io::BufRead::lines(std::io::BufReader::new(out)).map_while(Result::ok) {
+                if lines.send((Instant::now(), line)).is_err() {
+                    return;
+                }
+            }
+        });
+        Script { child, said }
+    }
+
+    /// SIGKILL: the process ends without a word.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("the daemon runs");
+            child.wait().expect("the daemon ends");
+        }
     }
 
     pub fn info(&self) -> Value {

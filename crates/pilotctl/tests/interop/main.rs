@@ -8,4 +8,5 @@ mod cli;
 mod lab;
 mod lifecycle;
 mod pair;
+mod recovery;
 mod sdk;
