@@ -44,8 +44,8 @@ pub(crate) enum Command {
         payload: Bytes,
         reply: oneshot::Sender<Result<Delivery, SendError>>,
     },
-    /// A peer of this node's earlier life, with its key and where it was.
-    Greet(NodeId, [u8; 32], Vec<SocketAddr>),
+    /// A peer of this node's earlier life, and where it was.
+    Greet(NodeId, Vec<SocketAddr>),
     PeerKey(NodeId, Option<[u8; 32]>),
     /// The registry names this key for a node whose pinned key is another.
     DisputedKey(NodeId, [u8; 32], String),

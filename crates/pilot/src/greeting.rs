@@ -14,7 +14,7 @@ impl Shared {
     pub(crate) fn greet_recent_peers(&self) {
         let recent = self.peers.recent(unix_now().saturating_sub(RECENT_SECS));
         for (node, peer) in recent.into_iter().take(MAX_GREETED) {
-            self.command(Command::Greet(node, peer.key, peer.endpoints));
+            self.command(Command::Greet(node, peer.endpoints));
         }
     }
 }

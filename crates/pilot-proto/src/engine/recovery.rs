@@ -95,10 +95,9 @@ impl Recovery {
 }
 
 impl Engine {
-    /// Tells a peer of an earlier life of this node that this process exists: its session is with one that has ended. `key`
-    /// is the peer's Ed25519 key as it proved it then, `direct` where it was reached. Four tries in 1.75 s; a peer that is
-    /// not there costs nothing more.
-    pub fn greet(&mut self, now: Instant, node: NodeId, key: [u8; 32], direct: &[SocketAddr]) {
+    /// Tells a peer of an earlier life of this node that this process exists: its session is with one that has ended.
+    /// `direct` is where it was reached then. Four tries in 1.75 s; a peer that is not there costs nothing more.
+    pub fn greet(&mut self, now: Instant, node: NodeId, direct: &[SocketAddr]) {
         if !self.config.encrypt
             || node == self.node
             || self.peers.contains_key(&node)
@@ -106,7 +105,7 @@ impl Engine {
         {
             return;
         }
-        self.keys.entry(node).or_insert(key);
+        self.want_key(now, node);
         let relay_only = self.config.relay_only;
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if !relay_only {

@@ -152,7 +152,7 @@ impl World {
         self.boot(node, what, seed);
         let now = self.now;
         if let Process::Own(engine) = &mut self.host(node).process {
-            engine.greet(now, peer, *identity(peer).public_key(), &[addr_of(peer)]);
+            engine.greet(now, peer, &[addr_of(peer)]);
         }
     }
 
