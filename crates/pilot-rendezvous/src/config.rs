@@ -134,8 +134,10 @@ pub struct Limits {
     pub per_network: usize,
     /// Registrations per source of keys the registry does not know yet; known keys are exempt.
     pub registrations: Rate,
-    /// `lookup`, `resolve` and `resolve_hostname` together, per source.
+    /// `lookup`, `resolve` and `resolve_hostname` together, per source, on connections that speak for no node.
     pub lookups: Rate,
+    /// The same per node, on connections that speak for one.
+    pub node_lookups: Rate,
     /// All requests of one connection; more are delayed, not refused.
     pub requests: Rate,
     /// Work for one source, in units of about 10 µs: 1 for a request, more for a signature, a change or many bytes.
@@ -161,6 +163,7 @@ impl Default for Limits {
             per_network: 16_384,
             registrations: Rate { per_second: 1.0, burst: 500.0 },
             lookups: Rate { per_second: 50.0, burst: 2_000.0 },
+            node_lookups: Rate { per_second: 500.0, burst: 2_000.0 },
             requests: Rate { per_second: 200.0, burst: 1000.0 },
             work: Rate { per_second: 5_000.0, burst: 50_000.0 },
             network_work: Rate { per_second: 20_000.0, burst: 200_000.0 },

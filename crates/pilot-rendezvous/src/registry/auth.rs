@@ -284,9 +284,15 @@ impl Registry {
         self.nodes.get(&id).filter(|n| n.live()).ok_or_else(|| no_node(id))
     }
 
-    /// Takes a token of the requester's lookup budget.
+    /// Takes a token of the requester's lookup budget: that of the node the connection speaks for, else of its source. A
+    /// node that is flooded asks for many keys and must not lose its turn for those of honest peers.
     pub fn limit_lookups(&mut self, session: &Session, now: Now) -> Result<(), Refused> {
-        if session.exempt || self.lookups.take(crate::limits::source(session.peer.ip()), now.mono) {
+        let allowed = session.exempt
+            || match session.proven.last() {
+                Some((node, _)) => self.node_lookups.take(*node, now.mono),
+                None => self.lookups.take(crate::limits::source(session.peer.ip()), now.mono),
+            };
+        if allowed {
             return Ok(());
         }
         Err(Refused(format!("rate limited: too many lookups from {}", session.peer.ip())))

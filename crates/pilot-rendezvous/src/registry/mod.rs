@@ -119,6 +119,7 @@ pub(crate) struct Registry {
     beacons: BTreeMap<u32, (String, Instant)>,
     registrations: Buckets<IpAddr>,
     lookups: Buckets<IpAddr>,
+    node_lookups: Buckets<NodeId>,
     handshakes: Buckets<NodeId>,
     /// Every live node once, by a time at or before it was last heard of.
     aging: BTreeSet<(Instant, NodeId)>,
@@ -188,6 +189,7 @@ impl Registry {
             beacons: BTreeMap::new(),
             registrations: Buckets::new(config.limits.registrations),
             lookups: Buckets::new(config.limits.lookups),
+            node_lookups: Buckets::new(config.limits.node_lookups),
             handshakes: Buckets::new(handshakes::HANDSHAKES),
             aging: BTreeSet::new(),
             started: now.unix(),
