@@ -138,9 +138,7 @@ pub(crate) async fn answer(
         return (error(&unavailable(&cause)), After::Nothing);
     }
     // Signatures are checked without the lock. A heartbeat vouched for by an earlier one needs no check.
-    let vouched =
-        req.kind() == "heartbeat" && session.heartbeats.iter().any(|(n, ..)| *n == req.node("node_id"));
-    let to_check = if vouched { None } else { shared.registry().to_check(req) };
+    let to_check = if session.vouched(req) { None } else { shared.registry().to_check(req) };
     session.checked = to_check.map(|(key, text, signature)| Checked::run(key, text, signature));
     if session.checked.as_ref().is_some_and(|c| !c.good) {
         shared.budget.bad_signature(session);

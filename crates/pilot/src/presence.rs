@@ -94,6 +94,7 @@ impl Shared {
     /// Registers and adopts what the registry says. Does not send what follows a registration.
     pub(crate) async fn register(self: &Arc<Self>) -> Result<(), RegistryError> {
         let identity = self.identity();
+        self.registry.set_signer(identity.clone(), self.node());
         let (request, listen) = self.registration(&identity);
         let answer = self.registry.request(request).await?;
         let malformed = |what: &str| RegistryError::Refused(format!("malformed response ({what})"));
@@ -124,6 +125,7 @@ impl Shared {
             before
         });
         self.insist(&name);
+        self.registry.set_signer(identity.clone(), node);
         if before != node {
             self.command(Command::Identity(identity.clone(), node));
         }

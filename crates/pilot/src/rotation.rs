@@ -260,6 +260,7 @@ impl Shared {
             s.node != 0
         });
         if registered {
+            self.registry.set_signer(fresh.clone(), node);
             self.command(Command::Identity(fresh.clone(), node));
             self.trust_identity(node, fresh.clone());
         }

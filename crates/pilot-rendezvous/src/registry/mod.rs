@@ -6,6 +6,7 @@
 mod admin;
 mod auth;
 mod directory;
+pub(crate) mod freshness;
 mod handshakes;
 mod members;
 pub(crate) mod model;
@@ -63,11 +64,24 @@ pub(crate) struct Session {
     pub heartbeats: Vec<(NodeId, Key, Instant)>,
     /// A signature check done ahead for the request at hand.
     pub checked: Option<Checked>,
+    /// The request at hand is fresh: of this key, with this number.
+    pub fresh: Option<(Key, u64)>,
+    /// Time of the request at hand.
+    pub now: Option<Instant>,
 }
 
 impl Session {
     pub fn new(peer: SocketAddr, local: IpAddr, exempt: bool) -> Session {
-        Session { peer, local, exempt, proven: Vec::new(), heartbeats: Vec::new(), checked: None }
+        Session {
+            peer,
+            local,
+            exempt,
+            proven: Vec::new(),
+            heartbeats: Vec::new(),
+            checked: None,
+            fresh: None,
+            now: None,
+        }
     }
 }
 
@@ -226,7 +240,15 @@ impl Registry {
             let seen_unix = record.last_seen;
             self.nodes.insert(
                 id,
-                Node { record, seen: now.mono, seen_unix, aging, networks: BTreeSet::new(), signed: None },
+                Node {
+                    record,
+                    seen: now.mono,
+                    seen_unix,
+                    aging,
+                    networks: BTreeSet::new(),
+                    signed: None,
+                    fresh: None,
+                },
             );
         }
         for (a, b) in stored.trust {
@@ -264,6 +286,8 @@ impl Registry {
     /// Answers one request. Afterwards [`Self::take_writes`] and [`Self::take_effects`] hold what it caused.
     pub fn handle(&mut self, session: &mut Session, body: &Map<String, Value>, now: Now) -> (Value, After) {
         let mut after = After::Nothing;
+        session.now = Some(now.mono);
+        self.freshen(session, Request(body), now);
         let answer = self.dispatch(session, Request(body), now, &mut after);
         match answer {
             Ok(value) => (value, after),

@@ -72,6 +72,8 @@ pub(crate) struct Node {
     pub networks: BTreeSet<NetworkId>,
     /// What it signed about itself.
     pub signed: Option<Box<super::records::Records>>,
+    /// Its fresh requests.
+    pub fresh: Option<Box<super::freshness::Freshness>>,
 }
 
 impl Node {

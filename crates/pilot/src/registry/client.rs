@@ -3,6 +3,9 @@
 use super::{Features, RegistryError, frame, tls};
 use crate::config::{RegistryTls, split_host_port};
 use crate::lock;
+use pilot_proto::NodeId;
+use pilot_proto::crypto::Identity;
+use pilot_proto::registry::fresh;
 use serde_json::{Map, Value};
 use std::io;
 use std::pin::Pin;
@@ -40,6 +43,8 @@ pub(crate) struct Client {
     permits: Semaphore,
     failing: Mutex<Failing>,
     features: Mutex<Features>,
+    /// Who signs requests freshly, and the last number used.
+    signer: Mutex<(Option<(Arc<Identity>, NodeId)>, u64)>,
 }
 
 /// Requests with these types may be executed twice without harm, so they are sent again when a connection
@@ -106,6 +111,7 @@ impl Client {
             permits: Semaphore::new(POOL),
             failing: Mutex::default(),
             features: Mutex::default(),
+            signer: Mutex::default(),
         })
     }
 
@@ -123,6 +129,48 @@ impl Client {
 
     pub(crate) fn set_features(&self, features: Features) {
         *lock(&self.features) = features;
+    }
+
+    /// From now on requests are signed freshly for this node (docs/extensions.md, "fresh").
+    pub(crate) fn set_signer(&self, identity: Arc<Identity>, node: NodeId) {
+        lock(&self.signer).0 = Some((identity, node));
+    }
+
+    /// The request with what keeps others from repeating it. A registration has it even before the registry said that it
+    /// takes it: it is the one that matters most.
+    pub(super) fn freshen(&self, mut request: Value) -> Value {
+        let features = self.features();
+        let first = request["type"] == "register";
+        if request.get("signature").is_none() || !(features.fresh || first) {
+            return request;
+        }
+        let (signer, seq) = {
+            let mut signer = lock(&self.signer);
+            let now =
+                crate::unix_micros().saturating_add_signed(features.clock_offset.saturating_mul(1_000_000));
+            signer.1 = now.max(signer.1.saturating_add(1));
+            (signer.0.clone(), signer.1)
+        };
+        let Some((identity, node)) = signer else { return request };
+        if first && request["public_key"] != identity.public_key_base64() {
+            // Another key of ours, during a rotation.
+            return request;
+        }
+        let registry = features.registry_id.unwrap_or_default();
+        let signature = identity.sign_text(&fresh::text(&registry, seq, &request.to_string()));
+        request["fresh"] =
+            serde_json::json!({"node": node, "seq": seq, "registry": registry, "signature": signature});
+        request
+    }
+
+    /// The frames of these requests, signed now.
+    fn encode(&self, requests: &[Value]) -> Result<Vec<u8>, RegistryError> {
+        let mut bytes = Vec::with_capacity(512);
+        for request in requests {
+            frame::put(&self.freshen(request.clone()), &mut bytes)
+                .map_err(|e| RegistryError::Unreachable(format!("registry: {e}")))?;
+        }
+        Ok(bytes)
     }
 
     /// Opens a connection for the pool, so that the first request need not.
@@ -216,16 +264,11 @@ impl Client {
         &self,
         requests: &[Value],
     ) -> Result<Vec<Result<Value, RegistryError>>, RegistryError> {
-        let mut bytes = Vec::with_capacity(512);
-        for request in requests {
-            frame::put(request, &mut bytes)
-                .map_err(|e| RegistryError::Unreachable(format!("registry: {e}")))?;
-        }
         let limit = requests.iter().map(limit).max().unwrap_or(SHORT);
         let repeatable = requests.iter().all(repeatable);
         let _permit = self.permits.acquire().await.map_err(|e| self.lost(&e.to_string()))?;
         if let Some(connection) = self.take_idle() {
-            match self.exchange(connection, &bytes, requests.len(), limit).await {
+            match self.exchange(connection, &self.encode(requests)?, requests.len(), limit).await {
                 Ok(answers) => return Ok(answers),
                 Err(Attempt::TimedOut) => {
                     // Half-open connections fail together: the rest of the pool is no better.
@@ -239,7 +282,7 @@ impl Client {
             }
         }
         let connection = self.connect().await?;
-        match self.exchange(connection, &bytes, requests.len(), limit).await {
+        match self.exchange(connection, &self.encode(requests)?, requests.len(), limit).await {
             Ok(answers) => Ok(answers),
             Err(Attempt::TimedOut) => Err(RegistryError::TimedOut),
             Err(Attempt::NotSent(cause) | Attempt::Unanswered(cause)) => Err(self.lost(&cause)),

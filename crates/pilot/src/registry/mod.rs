@@ -46,6 +46,7 @@ pub(crate) struct Features {
     pub(crate) hidden: bool,
     pub(crate) signed_discover: bool,
     pub(crate) node_record: bool,
+    pub(crate) fresh: bool,
     /// Name of the store; survives restarts.
     pub(crate) registry_id: Option<String>,
     /// The registry's clock minus ours, seconds.
@@ -67,6 +68,7 @@ impl Features {
             hidden: has("hidden"),
             signed_discover: has("signed_discover"),
             node_record: has("node_record"),
+            fresh: has("fresh"),
             registry_id: answer["registry_id"].as_str().filter(|s| s.len() <= 64).map(str::to_owned),
             clock_offset: answer["time"].as_i64().map_or(0, |time| time.saturating_sub(now)),
             beacon_port: answer["beacon_port"]

@@ -50,6 +50,7 @@ impl Push {
     pub(crate) async fn open(client: &Client, request: Value) -> Result<Push, RegistryError> {
         let mut connection = client.connect().await?;
         let mut bytes = Vec::new();
+        let request = client.freshen(request);
         frame::put(&request, &mut bytes).map_err(|e| RegistryError::Unreachable(format!("registry: {e}")))?;
         let exchange = async {
             connection.write_all(&bytes).await?;

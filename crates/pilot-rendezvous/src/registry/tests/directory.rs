@@ -231,6 +231,10 @@ fn lookups_are_rate_limited_per_source() {
     let mut w = World::with(config);
     let (a, mut s) = w.node(1);
     w.ok(&mut s, a.own("set_hostname", json!({"hostname": "a"})));
+    for _ in 0..10 {
+        w.ok(&mut s, json!({"type": "lookup", "node_id": 1}));
+    }
+    // A connection that speaks for no node has what its source has.
     let mut s = stranger();
     w.ok(&mut s, json!({"type": "lookup", "node_id": 1}));
     w.ok(&mut s, json!({"type": "resolve_hostname", "hostname": "a"}));

@@ -2,6 +2,7 @@
 //! memory holds.
 
 mod directory;
+mod fresh;
 mod handshakes;
 mod identity;
 mod networks;
