@@ -210,6 +210,7 @@ impl Shared {
     async fn ask_rotation(&self, rotation: &Rotation) -> Result<Value, RegistryError> {
         let key = rotation.fresh.public_key_base64();
         let signature = rotation.previous.sign_text(&challenge::rotate(rotation.node, &key));
+        self.registry.set_signer(rotation.previous.clone(), rotation.node);
         let request = json!({
             "type": "rotate_key",
             "node_id": rotation.node,

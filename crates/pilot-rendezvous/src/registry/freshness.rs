@@ -59,7 +59,9 @@ impl Freshness {
 fn parts(body: &Map<String, Value>, registry_id: &str) -> Option<(u64, String, Vec<u8>)> {
     let fresh = Request(body.get("fresh")?.as_object()?);
     let registry = fresh.text("registry");
-    if registry != registry_id && !(registry.is_empty() && Request(body).kind() == "register") {
+    if registry != registry_id
+        && !(registry.is_empty() && matches!(Request(body).kind(), "register" | "rotate_key"))
+    {
         return None;
     }
     let seq = fresh.number("seq", u64::MAX);

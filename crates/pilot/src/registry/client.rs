@@ -136,12 +136,13 @@ impl Client {
         lock(&self.signer).0 = Some((identity, node));
     }
 
-    /// The request with what keeps others from repeating it. A registration has it even before the registry said that it
-    /// takes it: it is the one that matters most.
+    /// The request with what keeps others from repeating it. A registration and a rotation have it even before the registry
+    /// said that it takes it: they matter most, and a rotation is finished before the registration.
     pub(super) fn freshen(&self, mut request: Value) -> Value {
         let features = self.features();
         let first = request["type"] == "register";
-        if request.get("signature").is_none() || !(features.fresh || first) {
+        let early = first || request["type"] == "rotate_key";
+        if request.get("signature").is_none() || !(features.fresh || early) {
             return request;
         }
         let (signer, seq) = {
