@@ -55,7 +55,7 @@ pub fn flood(options: &Options, kind: Kind) -> Outcome {
                 Kind::Pila => {
                     packet[HEADERS..HEADERS + 4].copy_from_slice(b"PILA");
                     random.fill(&mut packet[HEADERS + 4..]);
-                    let claimed = if node != 0 && random.next() % 2 == 0 {
+                    let claimed = if node != 0 && random.next().is_multiple_of(2) {
                         node
                     } else {
                         1 + (random.next() as u32 >> 12)

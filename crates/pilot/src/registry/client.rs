@@ -43,8 +43,14 @@ pub(crate) struct Client {
     permits: Semaphore,
     failing: Mutex<Failing>,
     features: Mutex<Features>,
-    /// Who signs requests freshly, and the last number used.
-    signer: Mutex<(Option<(Arc<Identity>, NodeId)>, u64)>,
+    signer: Mutex<Signer>,
+}
+
+/// Who signs requests freshly, and the last number used.
+#[derive(Default)]
+struct Signer {
+    node: Option<(Arc<Identity>, NodeId)>,
+    last: u64,
 }
 
 /// Requests with these types may be executed twice without harm, so they are sent again when a connection
@@ -133,7 +139,7 @@ impl Client {
 
     /// From now on requests are signed freshly for this node (docs/extensions.md, "fresh").
     pub(crate) fn set_signer(&self, identity: Arc<Identity>, node: NodeId) {
-        lock(&self.signer).0 = Some((identity, node));
+        lock(&self.signer).node = Some((identity, node));
     }
 
     /// The request with what keeps others from repeating it. A registration and a rotation have it even before the registry
@@ -149,8 +155,8 @@ impl Client {
             let mut signer = lock(&self.signer);
             let now =
                 crate::unix_micros().saturating_add_signed(features.clock_offset.saturating_mul(1_000_000));
-            signer.1 = now.max(signer.1.saturating_add(1));
-            (signer.0.clone(), signer.1)
+            signer.last = now.max(signer.last.saturating_add(1));
+            (signer.node.clone(), signer.last)
         };
         let Some((identity, node)) = signer else { return request };
         if first && request["public_key"] != identity.public_key_base64() {
