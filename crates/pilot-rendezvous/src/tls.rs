@@ -2,9 +2,9 @@
 
 use crate::config::{StoreConfig, Tls};
 use crate::server::StartError;
+use pilot_disk::Disk;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_rustls::TlsAcceptor;
@@ -40,21 +40,9 @@ fn make(path: &Path) -> Result<(String, String), StartError> {
     Ok((cert.pem(), key.serialize_pem()))
 }
 
-/// Writes a file that only this user can read; a crash leaves the old one or none.
+/// Writes a file that only this user can read, durably.
 fn write_private(path: &Path, text: &str) -> Result<(), StartError> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let written = options.open(&temporary).and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    });
-    written.map_err(|e| fail(path, e))
+    Disk::new().replace(path, text.as_bytes()).map_err(|e| fail(path, e))
 }
 
 fn read(path: &Path) -> Result<String, StartError> {
