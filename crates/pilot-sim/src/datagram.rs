@@ -39,8 +39,8 @@ impl World {
         if plan.to != n || src.node != plan.from as NodeId + 1 || !same {
             return Err(altered);
         }
-        // Excuse: a reference node sends its last packets again under a new key; the first copy may have arrived. It takes
-        // replays itself, see `World::handle`.
+        // Excuse: every node sends its last datagrams again when the peer seems to have lost the session; the first copy may
+        // have arrived, late and under the session before. Reference nodes take replays, too, see `World::handle`.
         let salvaged = self.nodes[plan.from].salvaged.get(&node).is_some_and(|at| *at >= plan.at);
         let again = self.nodes[n].forgetful || salvaged || self.plan.reference(n);
         if !self.nodes[n].datagrams.insert(id) && !again {

@@ -573,7 +573,7 @@ impl World {
                 self.report.tunnels_direct += u64::from(!relay);
                 self.report.rekeyed += u64::from(rekeyed);
             }
-            Event::Publish(reference::SALVAGED, fields) => {
+            Event::Publish(reference::SALVAGED | "tunnel.desync_salvage", fields) => {
                 let peer = fields["peer_node_id"].as_u64().unwrap_or(0);
                 self.nodes[n].salvaged.insert(peer as NodeId, self.now);
             }
