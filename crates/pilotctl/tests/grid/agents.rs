@@ -21,9 +21,18 @@ pub struct Net {
     _rendezvous: Process,
 }
 
+/// Whose daemon an agent runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Make {
+    Ours,
+    /// The reference 1.18.0.
+    Reference,
+}
+
 /// An agent.
 pub struct Agent {
     pub name: String,
+    make: Make,
     pub place: Place,
     home: PathBuf,
     daemon: Option<Process>,
@@ -49,8 +58,13 @@ impl Net {
 
     /// An agent in a place of its own.
     pub fn agent(&self, site: Site, name: &str, number: u8) -> Agent {
+        self.agent_of(Make::Ours, site, name, number)
+    }
+
+    /// The same, with a daemon of that make.
+    pub fn agent_of(&self, make: Make, site: Site, name: &str, number: u8) -> Agent {
         let place = Place::new(&self.lab, site, name, number, UPLINK).expect("place");
-        self.agent_in(place, name)
+        self.agent_in(make, place, name)
     }
 
     /// An agent on the same network as another.
@@ -59,22 +73,42 @@ impl Net {
         let router = router.clone().expect("it has a router");
         let host = self.lab.host(name).on(router.lan(), Link::new()).start().expect("host");
         let (carrier, mapping_router, proxy) = (None, None, None);
-        self.agent_in(Place { site: *site, host, router: Some(router), carrier, mapping_router, proxy }, name)
+        let place = Place { site: *site, host, router: Some(router), carrier, mapping_router, proxy };
+        self.agent_in(Make::Ours, place, name)
     }
 
-    fn agent_in(&self, place: Place, name: &str) -> Agent {
+    fn agent_in(&self, make: Make, place: Place, name: &str) -> Agent {
         let home = self.dir.path().join(name);
         fs::create_dir_all(&home).expect("home");
         let v6 = place.site == Site::V6Only;
         let rendezvous = if v6 { format!("[{}]", self.public.v6()) } else { self.public.v4().to_string() };
-        Agent { name: name.to_owned(), place, home, daemon: None, rendezvous }
+        Agent { name: name.to_owned(), make, place, home, daemon: None, rendezvous }
     }
 }
 
 fn pilotctl(home: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pilotctl"));
+    in_home(Path::new(env!("CARGO_BIN_EXE_pilotctl")), home)
+}
+
+fn reference_daemon() -> PathBuf {
+    let venv = std::env::var_os("PILOT_REFERENCE_VENV").expect(
+        "PILOT_REFERENCE_VENV must name a Python environment with pilotprotocol==1.18.0 (scripts/test.sh)",
+    );
+    let lib = PathBuf::from(venv).join("lib");
+    let python = fs::read_dir(&lib)
+        .expect("the reference environment has a lib directory")
+        .filter_map(Result::ok)
+        .map(|e| e.path().join("site-packages/pilotprotocol/bin/pilot-daemon"))
+        .find(|p| p.exists());
+    python
+        .unwrap_or_else(|| panic!("pilot-daemon of pilotprotocol==1.18.0 not found under {}", lib.display()))
+}
+
+/// A program with an environment of its own.
+fn in_home(program: &Path, home: &Path) -> Command {
+    let mut command = Command::new(program);
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    command.env("HOME", home).env("PILOT_SOCKET", home.join("pilot.sock"));
+    command.env("HOME", home).env("PILOT_SOCKET", home.join("pilot.sock")).env("PILOT_NO_SKILLINJECT", "1");
     command.current_dir(home).stdin(Stdio::null());
     command
 }
@@ -87,12 +121,24 @@ fn log_to(command: &mut Command, path: &Path) {
 impl Agent {
     /// Starts the daemon; it registers in the background.
     pub fn start(&mut self) {
-        let mut command = pilotctl(&self.home);
-        command.args(["daemon", "start", "--foreground", "--trust-auto-approve", "--hostname", &self.name]);
-        command.args(["--registry", &format!("{}:9000", self.rendezvous)]);
-        command.args(["--beacon", &format!("{}:9001", self.rendezvous), "--listen", "0.0.0.0:4000"]);
-        command.args(["--email", &format!("{}@example.com", self.name)]);
-        command.arg("--identity").arg(self.home.join("identity.json"));
+        let mut command = match self.make {
+            Make::Ours => {
+                let mut command = pilotctl(&self.home);
+                command.args(["daemon", "start", "--foreground"]);
+                command
+            }
+            Make::Reference => {
+                let mut command = in_home(&reference_daemon(), &self.home);
+                command.args(["-no-skillinject", "-telemetry-url", "", "-motd-feed-url", ""]);
+                command.arg("-socket").arg(self.home.join("pilot.sock"));
+                command
+            }
+        };
+        command.args(["-trust-auto-approve", "-hostname", &self.name, "-listen", "0.0.0.0:4000"]);
+        command.args(["-registry", &format!("{}:9000", self.rendezvous)]);
+        command.args(["-beacon", &format!("{}:9001", self.rendezvous)]);
+        command.args(["-email", &format!("{}@example.com", self.name)]);
+        command.arg("-identity").arg(self.home.join("identity.json"));
         log_to(&mut command, &self.home.join("daemon.log"));
         self.daemon = Some(self.place.host.spawn(command).expect("the daemon starts"));
     }
@@ -132,7 +178,7 @@ impl Agent {
 
     /// Asks for mutual trust, and waits until there is.
     pub fn trust(&self, peer: &Agent) -> Result<(), String> {
-        let asked = self.ctl(&["handshake", &peer.name, "grid", "--wait", "30s"])?;
+        let asked = self.ctl(&["handshake", &peer.name, "grid", "--wait", "90s"])?;
         match asked["status"].as_str() {
             Some("trusted" | "already_trusted") => Ok(()),
             _ => Err(asked.to_string()),

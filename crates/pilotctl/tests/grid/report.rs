@@ -1,7 +1,7 @@
 //! The grid as a page of the documentation.
 
 use pilot_netlab::Site;
-use std::fmt::{self, Write};
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -34,36 +34,54 @@ impl fmt::Display for Cell {
     }
 }
 
-const INTRODUCTION: &str = "# Which networks connect
+const OURS: &str = "# Which networks connect
 
-Written by `cargo xtask netlab grid`; do not edit. Our daemon on both sides, a rendezvous on the Internet, 10 ms from
-each place to the Internet (40 ms there and back between two places). Trust is in place; there is no tunnel, and no NAT has a
-mapping. The row asks, the column answers: `pilotctl ping NAME --count 1` opens a stream to the echo service.
+Written by `cargo xtask netlab grid`; do not edit. Our daemon on both sides; towards a reference 1.18.0:
+[nat-grid-reference.md](nat-grid-reference.md).
+";
+
+const REFERENCE: &str = "# Which networks connect our daemon to a reference 1.18.0
+
+Written by `cargo xtask netlab grid --reference`; do not edit. Our daemon asks (row), a reference daemon answers (column);
+among ours: [nat-grid.md](nat-grid.md).
+";
+
+const METHOD: &str = "
+A rendezvous of ours on the Internet, 10 ms from each place to the Internet (40 ms there and back between two places). Trust is in
+place; there is no tunnel, and no NAT has a mapping. The row asks, the column answers: `pilotctl ping NAME --count 1` opens a
+stream to the echo service.
 
 Each cell: the time from the start of that command to its end with the first answer, and the path; `direct after` is the time
 until a later ping came directly; `relay` means that none did within 5 s. The build is unoptimised, and a new process
 starts for each ping.
 ";
 
-/// Writes docs/nat-grid.md.
-pub fn write(kinds: &[Site], grid: &[Vec<Cell>], special: &[(&str, Cell)]) {
-    let mut page = INTRODUCTION.to_owned();
-    page.push_str("\n| from \\ to |");
-    kinds.iter().for_each(|k| write!(page, " {} |", k.name()).expect("a string takes all"));
-    page.push_str("\n|---|");
-    page.push_str(&"---|".repeat(kinds.len()));
-    for (kind, row) in kinds.iter().zip(grid) {
-        write!(page, "\n| {} |", kind.name()).expect("a string takes all");
-        row.iter().for_each(|cell| write!(page, " {cell} |").expect("a string takes all"));
-    }
-    page.push_str("\n\nPlaces that are more than a NAT:\n\n| pair | result |\n|---|---|\n");
-    for (name, cell) in special {
-        writeln!(page, "| {name} | {cell} |").expect("a string takes all");
-    }
+/// Writes docs/nat-grid.md: our daemons among themselves, and in special places.
+pub fn write_ours(kinds: &[Site], grid: &[Vec<Cell>], special: &[(&str, Cell)]) {
+    let mut page = format!("{OURS}{METHOD}{}", table(kinds, grid));
+    page.push_str("\nPlaces that are more than a NAT:\n\n| pair | result |\n|---|---|\n");
+    special.iter().for_each(|(name, cell)| page.push_str(&format!("| {name} | {cell} |\n")));
     page.push_str("\nThe kinds:\n\n");
-    kinds
-        .iter()
-        .for_each(|k| writeln!(page, "- {}: {}", k.name(), k.description()).expect("a string takes all"));
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/nat-grid.md");
-    std::fs::write(&path, page).expect("docs/nat-grid.md can be written");
+    kinds.iter().for_each(|k| page.push_str(&format!("- {}: {}\n", k.name(), k.description())));
+    write("nat-grid.md", &page);
+}
+
+/// Writes docs/nat-grid-reference.md: our daemon asking a reference.
+pub fn write_reference(kinds: &[Site], grid: &[Vec<Cell>]) {
+    write("nat-grid-reference.md", &format!("{REFERENCE}{METHOD}{}", table(kinds, grid)));
+}
+
+fn write(name: &str, page: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(name);
+    std::fs::write(&path, page).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+}
+
+fn table(kinds: &[Site], grid: &[Vec<Cell>]) -> String {
+    let names = kinds.iter().map(|k| format!(" {} |", k.name())).collect::<String>();
+    let mut table = format!("\n| from \\ to |{names}\n|---|{}\n", "---|".repeat(kinds.len()));
+    for (kind, row) in kinds.iter().zip(grid) {
+        let cells = row.iter().map(|cell| format!(" {cell} |")).collect::<String>();
+        table.push_str(&format!("| {} |{cells}\n", kind.name()));
+    }
+    table
 }
