@@ -119,7 +119,7 @@ pub fn venv() -> PathBuf {
     PathBuf::from(venv)
 }
 
-fn reference_binary(name: &str) -> PathBuf {
+pub fn reference_binary(name: &str) -> PathBuf {
     let lib = venv().join("lib");
     let python = fs::read_dir(&lib)
         .expect("the reference environment has a lib directory")

@@ -7,6 +7,7 @@
 mod cli;
 mod lab;
 mod lifecycle;
+mod lossy;
 mod pair;
 mod recovery;
 mod sdk;
