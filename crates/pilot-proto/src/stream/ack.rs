@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 const DELAY: Duration = Duration::from_millis(5);
 /// Lone segments acknowledged at once before the delay applies.
 const QUICK_BUDGET: u8 = 32;
+/// Copies of the acknowledgement of a batch with gaps, at most one per segment: where segments get lost, so do
+/// acknowledgements, and the sender of a lost one repairs nothing until its timer.
+const MAX_COPIES: u8 = 3;
 /// Acknowledgements owed to a reference peer at one time; beyond that the newest replaces the last.
 const MAX_OWED: usize = 64;
 
@@ -29,13 +32,14 @@ pub(super) struct Acks {
     /// Data segments since the last acknowledgement.
     unacked: u8,
     delay_at: Option<Instant>,
-    now: bool,
+    /// Packets due to one of our own nodes.
+    now: u8,
     owed: VecDeque<Owed>,
 }
 
 impl Acks {
     pub(super) fn new() -> Acks {
-        Acks { quick: QUICK_BUDGET, unacked: 0, delay_at: None, now: false, owed: VecDeque::new() }
+        Acks { quick: QUICK_BUDGET, unacked: 0, delay_at: None, now: 0, owed: VecDeque::new() }
     }
 
     /// A data segment arrived and was processed. `reference`: keep the acknowledgement as it is now.
@@ -50,7 +54,11 @@ impl Acks {
                 quick
             };
         if at_once {
+            let before = self.now;
             self.due(recv, reference);
+            if !reference && recv.has_holes() {
+                self.now = (before + 1).min(MAX_COPIES);
+            }
         } else {
             self.delay_at.get_or_insert(now + DELAY);
         }
@@ -61,7 +69,7 @@ impl Acks {
         self.unacked = 0;
         self.delay_at = None;
         if !reference {
-            self.now = true;
+            self.now = self.now.max(1);
             return;
         }
         let owed = Owed { ack: recv.ack(false), blocks: recv.sack_blocks(sack::MAX_BLOCKS) };
@@ -75,7 +83,9 @@ impl Acks {
     pub(super) fn on_sent(&mut self, holes: bool) {
         self.unacked = 0;
         self.delay_at = None;
-        self.now &= holes;
+        if !holes {
+            self.now = 0;
+        }
         self.owed.retain(|owed| !owed.blocks.is_empty());
     }
 
@@ -91,12 +101,12 @@ impl Acks {
 
     /// Whether one is due to a peer of our own.
     pub(super) fn is_due(&self) -> bool {
-        self.now
+        self.now > 0
     }
 
     /// The one due was sent.
     pub(super) fn sent_due(&mut self) {
-        self.now = false;
+        self.now = self.now.saturating_sub(1);
         self.unacked = 0;
         self.delay_at = None;
     }

@@ -26,8 +26,8 @@ fn reference() -> Config {
 const MATRIX: [(u32, Duration); 4] = [
     (0, Duration::from_millis(300)),
     (10, Duration::from_millis(1500)),
-    (50, Duration::from_secs(5)),
-    (200, Duration::from_secs(40)),
+    (50, Duration::from_secs(3)),
+    (200, Duration::from_secs(6)),
 ];
 
 #[test]
