@@ -2,6 +2,7 @@
 
 use pilot_proto::wire::addr::{Addr, SocketAddr};
 use pilot_proto::wire::beacon::Message;
+use pilot_proto::wire::capability::{self, Trailing};
 use pilot_proto::wire::frame::Frame;
 use pilot_proto::wire::packet::Packet;
 
@@ -30,6 +31,20 @@ pub fn frame(input: &[u8]) {
     if let Ok(Frame::Pils(pils)) = Frame::parse(input) {
         assert!(input.len() >= 36, "a PILS frame has room for header and tag");
         assert_eq!(pils.header(), input[..20]);
+    }
+    match Frame::parse(input) {
+        Ok(Frame::Pilu(pilu)) => {
+            assert!(input.len() >= 36, "a PILU frame has room for header and tag");
+            assert_eq!(pilu.header(), input[..20]);
+        }
+        Ok(Frame::Pila(pila)) => {
+            assert!(input.starts_with(&pila.bytes()) && input.starts_with(&pila.to_vec()));
+            if let Trailing::Block(block) = capability::parse(pila.trailing) {
+                assert!(pila.trailing.starts_with(block.signed) && block.signed.ends_with(block.body));
+                assert_eq!(block.body.len(), block.kind.body_len());
+            }
+        }
+        _ => {}
     }
 }
 
