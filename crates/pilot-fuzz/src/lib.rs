@@ -8,6 +8,7 @@ mod input;
 mod local;
 mod services;
 mod stream;
+mod trust;
 mod wire;
 
 /// A fuzz target: its name (also the name of its corpus) and what it does with one input.
@@ -18,11 +19,15 @@ pub const TARGETS: &[Target] = &[
     ("address", wire::address),
     ("packet", wire::packet),
     ("frame", wire::frame),
+    ("capability", wire::capability),
     ("beacon", wire::beacon),
     ("data_exchange", services::data_exchange),
     ("file_receiver", services::file_receiver),
     ("handshake", services::handshake),
+    ("trust", trust::trust),
     ("trust_file", services::trust_file),
+    ("peers_file", pilot::fuzzing::peers_file),
+    ("node_record", wire::node_record),
     ("ipc", local::ipc),
     ("identity_file", pilot::fuzzing::identity_file),
     ("config_file", local::config_file),

@@ -1,5 +1,8 @@
 //! Formats of the UDP wire.
 
+use crate::input::Input;
+use pilot_proto::crypto::Identity;
+use pilot_proto::registry::record::{MAX_ENDPOINTS, NodeRecord, Place, RecordError};
 use pilot_proto::wire::addr::{Addr, SocketAddr};
 use pilot_proto::wire::beacon::Message;
 use pilot_proto::wire::capability::{self, Trailing};
@@ -57,5 +60,47 @@ pub fn beacon(input: &[u8]) {
         let mut twice = Vec::new();
         again.emit(&mut twice);
         assert_eq!(out, twice);
+    }
+}
+
+/// A capability block holds exactly the bytes its kind says, and its signature covers all that is used.
+pub fn capability(input: &[u8]) {
+    if let Trailing::Block(block) = capability::parse(input) {
+        let end = capability::HEADER_LEN + block.kind.body_len();
+        assert_eq!(block.signed, &input[..end]);
+        assert_eq!(block.body, &input[capability::HEADER_LEN..end]);
+        assert_eq!(block.signature[..], input[end..end + capability::SIGNATURE_LEN]);
+        let _ = capability::Terms::parse_greeting(block.body);
+    }
+}
+
+/// A node record as it stands, and one that is made of the input: it opens to what was signed, and not if a bit of it
+/// changed.
+pub fn node_record(input: &[u8]) {
+    let _ = NodeRecord::open(input);
+    let mut input = Input::new(input);
+    let identity = Identity::from_seed([5; 32]).expect("every seed is a key");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let place = (input.u8() & 1 != 0).then(|| Place {
+        relay_only: input.u8() & 1 != 0,
+        endpoints: (0..usize::from(input.u8()) % (MAX_ENDPOINTS + 4)).map(|_| text(input.short())).collect(),
+    });
+    let record = NodeRecord {
+        registry: text(input.short()),
+        node: u32::from(input.u16()),
+        key: *identity.public_key(),
+        generation: u32::from(input.u16()),
+        sequence: u64::from(input.u16()),
+        expires: u64::from(input.u16()),
+        place,
+    };
+    let mut bytes = record.clone().sign(&identity);
+    let opened = NodeRecord::open(&bytes).expect("what we sign we can open");
+    assert_eq!((opened.node, opened.key, opened.sequence), (record.node, record.key, record.sequence));
+    let (Some(at), bits) = (usize::from(input.u16()).checked_rem(bytes.len()), input.u8()) else { return };
+    if bits != 0 {
+        bytes[at] ^= bits;
+        let refused = NodeRecord::open(&bytes);
+        assert!(matches!(refused, Err(RecordError::Format | RecordError::Signature)), "{refused:?}");
     }
 }

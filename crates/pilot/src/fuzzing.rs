@@ -1,9 +1,9 @@
 //! Entry points of the fuzz targets.
 
 use crate::directory::Place;
-use crate::identity;
 use crate::registry::push::Notice;
 use crate::registry::{Features, answers};
+use crate::{identity, peers};
 
 /// An identity file: what loads saves to something that loads to the same key.
 pub fn identity_file(input: &[u8]) {
@@ -22,5 +22,13 @@ pub fn registry_answers(input: &[u8]) {
         let _ = Features::of(&answer, 1_795_217_600);
         let _ = Notice::of(&answer);
         let _ = Place::of(7, &answer);
+    }
+}
+
+/// A peers file: what loads saves to something that loads to the same.
+pub fn peers_file(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    if let Some(saved) = peers::resaved(text) {
+        assert_eq!(peers::resaved(&saved).as_deref(), Some(saved.as_str()), "what we write we can read");
     }
 }

@@ -325,6 +325,13 @@ pub(crate) fn read(path: &Path) -> Result<Option<String>, String> {
     Ok(Some(text))
 }
 
+/// The text that a file with this text is saved as again; `None`: it is refused.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn resaved(text: &str) -> Option<String> {
+    let state = Mutex::new(parse(text).ok()?);
+    Some(Peers { state, ..Peers::default() }.to_json())
+}
+
 fn parse(text: &str) -> Result<State, String> {
     /// Read first, so that a newer file is told from a broken one.
     #[derive(Deserialize)]
