@@ -29,6 +29,10 @@ fn status_commands(daemon: Make) {
     let (a, b) = crossed(&lab, daemon);
     let cli = daemon.other();
     a.ctl(cli, &["ping", "beta", "--count", "1"]).data();
+    // The reference's figures lag behind by up to a second.
+    wait_until("the tunnel shows", Duration::from_secs(5), || {
+        a.ctl(cli, &["info"]).data()["encrypted_peers"] == 1
+    });
 
     let info = a.ctl(cli, &["info"]).data();
     let wanted = [
