@@ -70,7 +70,7 @@ cargo run --quiet --locked --release -p pilot-sim --bin pilot-sim -- --for 240s 
 
 step "simulation of broken builds, three of them"
 cargo run --quiet --locked --release -p pilot-sim --bin pilot-sim-mutants -- \
-    pieces-misjoined replays-accepted window-ignores
+    pieces-misjoined fin-sent-once replays-accepted
 
 step "demo, release build"
 cargo run --quiet --locked --release -- demo

@@ -12,6 +12,10 @@ pub const FAULTS_END: Micros = 50 * SECOND;
 const CALM_EVERY: u64 = 8;
 /// Bytes the jobs of a world carry together, at least.
 const JOB_BYTES: u64 = 1_020_000;
+/// Kinds of fault that always have an effect, ...
+const SURE: [Kind; 3] = [Kind::KeyRotation, Kind::ClockJump, Kind::AddressChange];
+/// ... of which every world has this many.
+const SURE_KINDS: usize = 2;
 /// One world in this many has a stream that offers far more than its reader takes.
 const FLOOD_EVERY: u64 = 50;
 /// After this time each beacon knows the nodes of the others.
@@ -284,6 +288,16 @@ fn faults(rng: &mut Rng, count: usize, beacons: usize) -> Vec<(Micros, Micros, F
         let (fault, lasts) = draw.one(kind);
         let at = draw.rng.range(SECOND, 26 * SECOND);
         faults.push((at, (at + lasts).min(FAULTS_END), fault));
+    }
+    // Some kinds do nothing when nobody uses the link or the path they hit; these always do something.
+    let has = |kind: Kind, faults: &[(Micros, Micros, Fault)]| faults.iter().any(|(.., f)| f.kind() == kind);
+    for kind in SURE {
+        let sure = SURE.iter().filter(|kind| has(**kind, &faults)).count();
+        if sure < SURE_KINDS && !has(kind, &faults) {
+            let (fault, _) = draw.one(kind);
+            let at = draw.rng.range(SECOND, 26 * SECOND);
+            faults.push((at, at, fault));
+        }
     }
     faults
 }

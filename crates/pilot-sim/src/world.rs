@@ -26,9 +26,8 @@ pub const CONNECTED_WITHIN: Micros = 60 * SECOND;
 /// Excuse: a reference node tells its beacon its address every 60 s only, and until then nobody gets through to it (spec
 /// 04 section 12); a dial may have to fail first (31.75 s).
 pub const REFERENCE_CONNECTED_WITHIN: Micros = CONNECTED_WITHIN + 92 * SECOND;
-/// Every job is done by this time after the last fault: a client that waits for the receipts of a process that died
-/// learns of it by unanswered keepalives (60 s, then three times 15 s) and an unanswered FIN (60 s).
-pub const DONE_WITHIN: Micros = 240 * SECOND;
+/// Every job is done by this time after the last fault.
+pub const DONE_WITHIN: Micros = 60 * SECOND;
 /// Every stream has ended by this time after the last fault: the idle time of a connection (120 s) and its three
 /// keepalives, once for each of two sides in a row.
 pub const ENDED_WITHIN: Micros = 360 * SECOND;
