@@ -567,7 +567,9 @@ impl World {
                     self.on_datagram(n, src, &payload)?;
                 }
             }
-            Event::TunnelEstablished { relay, rekeyed, .. } => {
+            Event::TunnelEstablished { node, relay, rekeyed, .. } => {
+                // Under a new session it may send its last datagrams again.
+                self.nodes[n].salvaged.insert(node, self.now);
                 self.report.tunnels_relayed += u64::from(relay);
                 self.report.tunnels_direct += u64::from(!relay);
                 self.report.rekeyed += u64::from(rekeyed);
