@@ -372,9 +372,9 @@ async fn a_built_in_services_stream_works_and_can_be_closed_by_id() {
     assert_eq!(within(stream.read()).await, None);
 }
 
-/// Takes the ten seconds a client may leave its socket unread.
+/// A reader may pause for longer than the ten seconds other daemons allow; the limit is ten minutes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_reads_nothing_for_ten_seconds_is_closed_and_its_streams_reset() {
+async fn a_client_that_reads_nothing_for_eleven_seconds_keeps_its_streams_and_ports() {
     let server = rendezvous().await;
     let (a, b) = (daemon(&server).await, daemon(&server).await);
     let (alice, mut deaf) = (a.client().await, b.raw().await);
@@ -384,12 +384,9 @@ async fn a_client_that_reads_nothing_for_ten_seconds_is_closed_and_its_streams_r
         let piece = pattern(1 << 19);
         while writer.write(piece.clone()).await.is_ok() {}
     });
-    let start = std::time::Instant::now();
-    assert_eq!(within(reader.read()).await, None, "the peer hears of it");
-    assert!(start.elapsed() >= Duration::from_secs(10), "{:?}", start.elapsed());
-    // What the socket held can still be read, then it ends.
-    while deaf.next().await.is_some() {}
-    // The port went with its client.
-    b.client().await.listen(4000).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(11), reader.read()).await;
+    assert!(ended.is_err(), "the stream goes on: {ended:?}");
+    assert!(b.client().await.listen(4000).await.is_err(), "the port is still bound");
+    assert!(!flood.is_finished());
     flood.abort();
 }
