@@ -3,7 +3,7 @@
 //! A world is drawn from one seed: 3 to 30 nodes (each a [`pilot_proto::engine::Engine`]) behind NATs of four kinds, one
 //! to three beacons and a directory (the state cores of `pilot-rendezvous`), links, a workload of streams, jobs and
 //! datagrams, and faults. It runs on a virtual clock; two runs of a seed are equal to the byte (the report's `trace`
-//! shows it). `cargo run -p pilot-sim -- --seed N` replays one, with `--trace` event by event.
+//! shows it). `cargo run -p pilot-sim --bin pilot-sim -- --seed N` replays one, with `--trace` event by event.
 //!
 //! What must hold at every step is in [`Violation`]; `check` and `bounds` say how it is observed. [`Sabotage`] breaks the
 //! harness on purpose, to show that each check notices; the broken builds of the product are in `mutants/`.

@@ -1,5 +1,5 @@
 //! Worlds of our nodes and models of reference 1.18.0 nodes; many more by
-//! `cargo run --release -p pilot-sim -- --mixed --seeds FROM..TO`.
+//! `cargo run --release -p pilot-sim --bin pilot-sim -- --mixed --seeds FROM..TO`.
 
 use pilot_sim::run_mixed;
 

@@ -1,4 +1,5 @@
-//! A fixed set of worlds in the normal tests; many more by `cargo run --release -p pilot-sim -- --seeds FROM..TO`.
+//! A fixed set of worlds in the normal tests; many more by `cargo run --release -p pilot-sim --bin pilot-sim --
+//! --seeds FROM..TO`.
 
 use pilot_sim::{KINDS, Kind, run};
 

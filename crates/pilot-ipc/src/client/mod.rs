@@ -3,11 +3,12 @@
 //! One connection carries everything: requests (one at a time, in order of arrival, because replies name no request), any
 //! number of streams, and datagrams. A task reads the socket and routes what it reads; a task writes.
 //!
-//! **Unread streams.** The protocol has no credit per stream: what the daemon wrote must be read, and a daemon closes a client
-//! that takes nothing for 10 s. So every stream has its own buffer of 8 MiB, and streams do not wait for each other while they
-//! stay below it. Only when one exceeds it the connection is read no further, for at most 8 s; if its application still does
-//! not read, that stream alone is closed ([`StreamEnd::Overrun`]) and the others go on. Programs that may leave a stream unread
-//! for long should give it a connection of its own.
+//! **Unread streams.** The protocol has no credit per stream: what the daemon wrote must be read, and a reference daemon
+//! closes a client that takes nothing for 10 s (ours: 10 minutes, spec 07 section 18). So every stream has its own buffer of
+//! 8 MiB, and streams do not wait for each other while they stay below it. Only when one exceeds it the connection is read
+//! no further, for at most 8 s; if its application still does not read, that stream alone is closed
+//! ([`StreamEnd::Overrun`]) and the others go on. Programs that may leave a stream unread for long should give it a
+//! connection of its own.
 
 mod api;
 mod error;

@@ -10,7 +10,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::net::unix::OwnedReadHalf;
 
-/// How long an unread stream may stop the whole connection. Less than the 10 s after which daemons close a client.
+/// How long an unread stream may stop the whole connection. Less than the 10 s after which a reference daemon closes
+/// a client (ours waits 10 minutes).
 const STALL: Duration = Duration::from_secs(8);
 
 pub(super) async fn run(mut frames: FrameReader<OwnedReadHalf>, shared: Arc<Shared>, guard: Weak<Guard>) {
