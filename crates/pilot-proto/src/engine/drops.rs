@@ -87,7 +87,7 @@ drops! {
     decrypt_failed,
     /// An encrypted packet seen before.
     replayed,
-    /// An encrypted packet 256 or more behind.
+    /// An encrypted packet 256 or more behind, or 8,192 in an upgraded session.
     outside_window,
     /// An encrypted packet refused by an older nonce epoch.
     old_epoch,
