@@ -6,7 +6,7 @@ use crate::{ConnId, Event};
 use bytes::Bytes;
 use std::time::Instant;
 
-/// Marks a segment that the echo service answers with the time (spec 03 section 4.1).
+/// Marks a segment that the echo service answers with the time (spec 06 section 3).
 const TRACE: &[u8] = b"TRCE";
 
 impl Node {
