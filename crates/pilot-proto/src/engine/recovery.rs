@@ -8,7 +8,7 @@
 //! Schedule: 0.5 s of silence, then 0.75 s, 1 s, 2 s later, every 2 s until the silence has lasted a minute, then every
 //! 30 s, as long as traffic waits. That is at most two attempts, four frames, in any second and on each way: below
 //! the five frames per second a receiver takes from one source (spec 02 section 6). A dead peer costs 176 bytes each
-//! way and attempt.
+//! way and attempt, more where the key exchange carries the block of the session upgrade.
 
 use super::Engine;
 use crate::NodeId;
