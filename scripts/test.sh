@@ -3,7 +3,7 @@
 #
 #   format, lints, dependency rules          (cargo fmt, clippy, deny)
 #   unit, property and contract tests        (cargo test)
-#   simulated networks, random seeds         (pilot-sim, four minutes; some broken builds of the product)
+#   simulated networks                       (pilot-sim, four minutes; some broken builds of the product)
 #   the demo, from a release build           (cargo run --release -- demo)
 #   the demo, from a static binary in an empty chroot
 #   interoperation with the reference 1.18.0 (its daemon, CLI and Python SDK, in network namespaces)
@@ -66,7 +66,7 @@ step "tests"
 cargo test --quiet --locked --workspace
 
 step "simulation, as many worlds as fit four minutes"
-cargo run --quiet --locked --release -p pilot-sim --bin pilot-sim -- --for 240s --jobs "$(nproc)"
+cargo run --quiet --locked --release -p pilot-sim --bin pilot-sim -- --for 240s --from 100 --jobs "$(nproc)"
 
 step "simulation of broken builds, three of them"
 cargo run --quiet --locked --release -p pilot-sim --bin pilot-sim-mutants -- \

@@ -1,6 +1,8 @@
 //! The invariants, and the ways to break them on purpose.
 
 use crate::net::Micros;
+use pilot_proto::wire::capability::{self, Trailing};
+use pilot_proto::wire::frame::Frame;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
@@ -141,6 +143,7 @@ pub struct Nonce {
     node: u32,
     prefix: [u8; 4],
     counter: u64,
+    checksum: u32,
 }
 
 fn word<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -167,7 +170,19 @@ fn sealed(frame: &[u8]) -> Option<Nonce> {
         node: u32::from_be_bytes(word(frame, 4)?),
         prefix: word(frame, 8)?,
         counter: u64::from_be_bytes(word(frame, 12)?),
+        checksum: crc32fast::hash(frame),
     })
+}
+
+/// A message 2 of the session upgrade: who sent it, and the initiator's number for the session it answers.
+fn second_message(frame: &[u8]) -> Option<(u32, [u8; 4])> {
+    let Ok(Frame::Pila(pila)) = Frame::parse(frame) else { return None };
+    match capability::parse(pila.trailing) {
+        Trailing::Block(block) if block.kind == capability::Kind::Second => {
+            Some((pila.node, block.answers.to_be_bytes()))
+        }
+        _ => None,
+    }
 }
 
 /// A datagram in words.
@@ -197,6 +212,8 @@ struct Sent {
     sender: u32,
     /// The node it was meant for, if known.
     to: Option<u32>,
+    /// Checksum of the message 2 that agreed the session, if this side sent it.
+    agreed: Option<u32>,
 }
 
 impl Sent {
@@ -213,6 +230,9 @@ pub struct Wire {
     /// of what must be unique.
     sent: HashMap<([u8; 4], u64), Sent, Quick>,
     last: HashMap<u32, Nonce>,
+    /// The last message 2 by its sender and the session it agreed. An initiator repeats a message 1 until it is answered,
+    /// and a peer that restarted meanwhile answers it anew: the same number, other keys.
+    agreed: HashMap<(u32, [u8; 4]), u32>,
     /// Folded over everything that arrived: two runs of a seed must agree.
     pub trace: u64,
 }
@@ -229,19 +249,24 @@ impl Wire {
     pub fn on_send(&mut self, datagram: &[u8], direct: Option<u32>, reuse: bool) -> Result<(), Violation> {
         let Some((frame, to)) = unwrap(datagram) else { return Ok(()) };
         let to = to.or(direct);
+        if let Some(session) = second_message(frame) {
+            self.agreed.insert(session, crc32fast::hash(frame));
+        }
         let Some(mut nonce) = sealed(frame) else { return Ok(()) };
         let last = self.last.insert(nonce.node, nonce);
         if let Some(last) = last.filter(|_| reuse) {
             nonce = last;
         }
-        let Nonce { node, prefix, counter, .. } = nonce;
-        let sent = Sent { checksum: crc32fast::hash(frame), sender: node, to };
+        let Nonce { node, prefix, counter, checksum, .. } = nonce;
+        let agreed = self.agreed.get(&(node, prefix)).copied().filter(|_| nonce.magic == *b"PILU");
+        let sent = Sent { checksum, sender: node, to, agreed };
         let Some(earlier) = self.sent.insert((prefix, counter), sent) else { return Ok(()) };
         // Prefixes are random: two sessions may have the same one. A key belongs to one pair of nodes.
-        let other_key = match (sent.pair(), earlier.pair()) {
+        let other_pair = match (sent.pair(), earlier.pair()) {
             (Some(one), Some(other)) => one != other,
             _ => sent.sender != earlier.sender,
         };
+        let other_key = other_pair || sent.agreed != earlier.agreed;
         if other_key { Ok(()) } else { Err(Violation::NonceRepeated { node, prefix, counter }) }
     }
 
@@ -256,7 +281,7 @@ impl Wire {
         let (frame, _) = unwrap(datagram)?;
         let nonce = sealed(frame)?;
         let sent = self.sent.get(&(nonce.prefix, nonce.counter));
-        Some((nonce, sent.is_some_and(|sent| sent.checksum == crc32fast::hash(frame))))
+        Some((nonce, sent.is_some_and(|sent| sent.checksum == nonce.checksum)))
     }
 }
 

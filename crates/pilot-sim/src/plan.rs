@@ -13,9 +13,10 @@ const CALM_EVERY: u64 = 8;
 /// Bytes the jobs of a world carry together, at least.
 const JOB_BYTES: u64 = 1_020_000;
 /// Kinds of fault that always have an effect, ...
-const SURE: [Kind; 3] = [Kind::KeyRotation, Kind::ClockJump, Kind::AddressChange];
+const SURE: [Kind; 5] =
+    [Kind::KeyRotation, Kind::ClockJump, Kind::AddressChange, Kind::Restart, Kind::RestartWithMemory];
 /// ... of which every world has this many.
-const SURE_KINDS: usize = 2;
+const SURE_KINDS: usize = 4;
 /// One world in this many has a stream that offers far more than its reader takes.
 const FLOOD_EVERY: u64 = 50;
 /// After this time each beacon knows the nodes of the others.

@@ -192,7 +192,7 @@ impl Beacon {
         }
         self.claim(from, node, proof, exempt, directory, now);
         // Only who asks with more than the reply gets the longer one.
-        let cookie = proof.map(|_| self.table.cookie(from, now));
+        let cookie = proof.map(|_| self.table.cookie(node, from, now));
         let mut out = Vec::with_capacity(32);
         Message::DiscoverReply(from).emit(&mut out);
         out.extend_from_slice(cookie.as_ref().map_or(&[], |c| &c[..]));

@@ -61,12 +61,19 @@ pub(super) struct Entry {
     /// Nothing vouches for the address: neither the node's key nor the IP address it registered from. Another beacon that
     /// has the node is believed rather.
     pub weak: bool,
-    /// Time in the last proof: older ones are repetitions.
-    time: u64,
+    /// How often the address changed: cookies of before are void, so that a recorded proof cannot bring an address back.
+    moves: u32,
     /// Somebody at this address claimed the id and was not believed.
     candidate: Option<SocketAddr>,
     /// The group of an id the registry does not know.
     group: Option<u16>,
+}
+
+impl Entry {
+    fn move_to(&mut self, addr: SocketAddr, now: Instant) {
+        self.moves = self.moves.wrapping_add(u32::from(self.addr != addr));
+        (self.addr, self.seen, self.candidate) = (addr, now, None);
+    }
 }
 
 pub(super) struct Table {
@@ -128,8 +135,10 @@ impl Table {
         now.saturating_duration_since(started).as_secs() / COOKIE_LIFE.as_secs()
     }
 
-    fn cookie_of(&self, epoch: u64, addr: SocketAddr) -> Cookie {
+    fn cookie_of(&self, epoch: u64, node: NodeId, addr: SocketAddr) -> Cookie {
         let mut text = epoch.to_be_bytes().to_vec();
+        text.extend_from_slice(&node.to_be_bytes());
+        text.extend_from_slice(&self.nodes.get(&node).map_or(0, |e| e.moves).to_be_bytes());
         match addr.ip() {
             IpAddr::V4(ip) => text.extend_from_slice(&ip.octets()),
             IpAddr::V6(ip) => text.extend_from_slice(&ip.octets()),
@@ -142,25 +151,23 @@ impl Table {
         cookie
     }
 
-    /// The cookie of an address: whoever shows it receives there.
-    pub fn cookie(&mut self, addr: SocketAddr, now: Instant) -> Cookie {
+    /// The cookie of a node at an address: whoever shows it receives there, and asked after the node last moved.
+    pub fn cookie(&mut self, node: NodeId, addr: SocketAddr, now: Instant) -> Cookie {
         let epoch = self.epoch(now);
-        self.cookie_of(epoch, addr)
+        self.cookie_of(epoch, node, addr)
     }
 
     fn proves(
         &mut self,
         proof: &SignedDiscover<'_>,
         from: SocketAddr,
-        newer_than: u64,
         directory: &impl Directory,
         now: Instant,
     ) -> bool {
         // From cheap to dear.
         let epoch = self.epoch(now);
-        let fresh = proof.time > newer_than
-            && (proof.cookie == self.cookie_of(epoch, from)
-                || (epoch > 0 && proof.cookie == self.cookie_of(epoch - 1, from)));
+        let fresh = proof.cookie == self.cookie_of(epoch, proof.node, from)
+            || (epoch > 0 && proof.cookie == self.cookie_of(epoch - 1, proof.node, from));
         fresh
             && directory.find(proof.node).is_some_and(|known| known.key == *proof.key)
             && self.proofs.take(source(from.ip()), now)
@@ -190,12 +197,11 @@ impl Table {
             return Claim::Held;
         }
         if let Some(proof) = proof
-            && self.proves(proof, from, entry.time, directory, now)
+            && self.proves(proof, from, directory, now)
         {
-            let time = proof.time;
             self.change(node, |e| {
-                (e.addr, e.seen, e.proven, e.time, e.candidate) = (from, now, true, time, None);
-                e.weak = false;
+                e.move_to(from, now);
+                (e.proven, e.weak) = (true, false);
             });
             return Claim::Held;
         }
@@ -214,7 +220,8 @@ impl Table {
         }
         let weak = !registered();
         self.change(node, |e| {
-            (e.addr, e.seen, e.proven, e.weak, e.candidate) = (from, now, false, weak, None);
+            e.move_to(from, now);
+            (e.proven, e.weak) = (false, weak);
         });
         Claim::Held
     }
@@ -261,7 +268,7 @@ impl Table {
             notified: None,
             proven: false,
             weak: known.and_then(|known| known.ip) != Some(from.ip()),
-            time: 0,
+            moves: 0,
             candidate: None,
             group,
         };
@@ -282,7 +289,10 @@ impl Table {
         if let Some(candidate) = entry.candidate.filter(|c| Some(c.ip()) == ip && !entry.proven)
             && self.moves.take(node, now)
         {
-            self.change(node, |e| (e.addr, e.seen, e.weak, e.candidate) = (candidate, now, false, None));
+            self.change(node, |e| {
+                e.move_to(candidate, now);
+                e.weak = false;
+            });
         }
     }
 
