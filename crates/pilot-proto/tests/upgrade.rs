@@ -6,7 +6,7 @@ mod support;
 
 use pilot_proto::engine::{Event, SendError};
 use pilot_proto::stream::{DialError, StreamEvent};
-use pilot_proto::tunnel::upgrade::{GRACE, PATIENCE};
+use pilot_proto::tunnel::upgrade::{GRACE, HALF_OPEN, PATIENCE};
 use pilot_proto::tunnel::upgraded::{MAX_AGE, MAX_FRAMES, REKEY_AFTER, REKEY_FRAMES};
 use pilot_proto::wire::capability::{self, Trailing};
 use pilot_proto::wire::frame::{self, Frame, PILA_LEN};
@@ -402,6 +402,22 @@ fn rekeys_every_two_minutes_lose_nothing() {
     assert!(net.drops(1).is_empty() && net.drops(2).is_empty(), "{:?} {:?}", net.drops(1), net.drops(2));
 }
 
+/// One side used the plain session for a moment. When that ends, its next handshake comes with another X25519 key, which looks
+/// like a restart to the other side alone; what that one sends again must not arrive twice.
+#[test]
+fn a_rekey_after_one_side_alone_had_a_plain_session_repeats_no_datagram() {
+    let mut net = Net::pair();
+    net.filter = Box::new(|s| kind(s) != "second");
+    send(&mut net, 1, 2, b"x");
+    net.run(PATIENCE + ms(15));
+    assert_eq!((session(&mut net, 1, 2), session(&mut net, 2, 1)), ("none", "compat"));
+    net.filter = Box::new(|_| true);
+    net.run(SECOND);
+    assert_works(&mut net);
+    let (sent, one, two) = busy(&mut net, REKEY_AFTER + 20 * SECOND, ms(100));
+    assert_eq!((one, two), (sent, sent));
+}
+
 #[test]
 fn rekeys_under_loss_and_reordering_lose_only_what_the_network_loses() {
     let mut net = upgraded();
@@ -511,6 +527,31 @@ fn the_responder_uses_a_new_session_only_when_the_initiator_has_shown_that_it_ha
     assert_eq!(names(&net, 2), [old]);
 }
 
+/// The responder uses a session whose initiator has fallen silent before it could show that it has it.
+#[test]
+fn a_session_that_is_never_confirmed_is_asked_for_anew_when_it_ends() {
+    let mut net = upgraded();
+    net.run(5 * SECOND);
+    let pins: Vec<_> = net.engine(2).pins().collect();
+    net.add(2, config(7));
+    net.engine(2).set_pins(pins);
+    net.filter = Box::new(|s| matches!(&kind(s)[..], "hello" | "first"));
+    send(&mut net, 2, 1, b"x");
+    net.run(ms(30));
+    assert_eq!(session(&mut net, 2, 1), "upgraded");
+    net.filter = Box::new(|_| false);
+    net.run(HALF_OPEN + SECOND);
+    assert_eq!(session(&mut net, 2, 1), "none");
+    net.filter = Box::new(|_| true);
+    net.run(5 * SECOND);
+    assert_eq!(
+        (session(&mut net, 1, 2), session(&mut net, 2, 1)),
+        ("upgraded", "upgraded"),
+        "nobody sends anything"
+    );
+    assert_works(&mut net);
+}
+
 // ---- pins ------------------------------------------------------------------------------------------------------
 
 /// Takes the block off every PILA.
@@ -543,6 +584,24 @@ fn before_the_first_upgrade_a_cut_block_leaves_the_plain_session() {
     assert_eq!(net.datagrams(2), [b"x"]);
     assert_eq!((session(&mut net, 1, 2), session(&mut net, 2, 1)), ("compat", "compat"));
     assert!(pinned(&mut net, 1).is_empty() && pinned(&mut net, 2).is_empty());
+}
+
+#[test]
+fn a_cut_block_that_somebody_else_sends_does_not_keep_the_first_upgrade_from_coming() {
+    for starter in [1, 2] {
+        let mut other = Net::pair();
+        send(&mut other, starter, 3 - starter, b"x");
+        other.run(SECOND);
+        let frame = other.log.iter().find(|s| s.from == addr_of(3 - starter) && s.kind() == "PILA").unwrap();
+        let mut net = Net::pair();
+        send(&mut net, starter, 3 - starter, b"x");
+        net.run(ms(5));
+        net.inject(addr_of(9), addr_of(starter), &frame.bytes[..PILA_LEN]);
+        net.run(SECOND);
+        assert_eq!((session(&mut net, 1, 2), session(&mut net, 2, 1)), ("upgraded", "upgraded"));
+        assert_works(&mut net);
+        assert_eq!((pinned(&mut net, 1), pinned(&mut net, 2)), (vec![2], vec![1]), "{starter} starts");
+    }
 }
 
 #[test]
@@ -580,6 +639,27 @@ fn after_it_a_cut_block_is_refused_reported_and_named_in_errors() {
     let now = net.now;
     let _ = net.engine(1).dial(now, Addr::backbone(2), 7).unwrap();
     net.run(SECOND);
+    assert_works(&mut net);
+}
+
+/// The first 136 bytes of any key exchange of a node are a valid one without a block, and they are no secret.
+#[test]
+fn an_old_key_exchange_without_block_repeated_by_anybody_keeps_no_datagram_from_a_pinned_peer() {
+    let mut net = Net::pair();
+    send(&mut net, 2, 1, b"first");
+    net.run(SECOND);
+    let old = find(&net, 2, "hello").bytes[..PILA_LEN].to_vec();
+    let pins: Vec<_> = net.engine(1).pins().collect();
+    net.add(1, config(7));
+    net.engine(1).set_pins(pins);
+    net.inject(addr_of(9), addr_of(1), &old);
+    net.run(ms(100));
+    assert_eq!(net.engine(1).drops().downgrade_refused, 1);
+    assert_eq!(net.engine(1).peers().remove(0).downgrades_refused, 1);
+    send(&mut net, 1, 2, b"x");
+    net.inject(addr_of(9), addr_of(1), &old);
+    net.run(SECOND);
+    assert_eq!(net.datagrams(2), [b"x"]);
     assert_works(&mut net);
 }
 

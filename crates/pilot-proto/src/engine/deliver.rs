@@ -234,7 +234,7 @@ impl Engine {
             }
             return Ok(());
         }
-        if let Some(refused) = self.downgraded(node) {
+        if let Some(refused) = self.downgraded(now, node) {
             return Err(refused);
         }
         let new = self.peers.get(&node).is_none_or(|p| p.pending.is_empty());

@@ -81,8 +81,8 @@ impl Engine {
             return self.refuse_downgrade(now, node, "PILA", true);
         }
         if let Some(upgrade) = self.peers.get_mut(&node).and_then(|peer| peer.upgrade.as_deref_mut()) {
+            // A handshake under way goes on: anybody can repeat a key exchange with its block cut off.
             upgrade.fallback = None;
-            upgrade.pending = None;
         }
         self.accept_exchange(now, node, pila.x25519, Some(pila.ed25519), origin);
         if let Some(peer) = self.peers.get_mut(&node) {

@@ -16,6 +16,8 @@ pub const MAX_PINS: usize = 16_384;
 const LAST_WORD: u32 = 3;
 /// A valid block this recent shows that the peer does offer the upgrade.
 const OFFERED: Duration = Duration::from_secs(2);
+/// How long the last word counts; then what is sent has the peer asked anew. Longer than the pauses of an exchange.
+const WORD_HOLDS: Duration = Duration::from_secs(10);
 
 /// The pinned peers and the identity each had.
 #[derive(Debug, Default)]
@@ -37,7 +39,7 @@ impl Engine {
     /// Forgets that the upgrade was had with a peer, on the operator's word. False: it was not pinned.
     pub fn clear_pin(&mut self, node: NodeId) -> bool {
         if let Some(upgrade) = self.peers.get_mut(&node).and_then(|peer| peer.upgrade.as_deref_mut()) {
-            upgrade.downgrades = 0;
+            (upgrade.downgrades, upgrade.last_word) = (0, None);
             // Whatever the peer is now, it starts over.
             upgrade.reset();
         }
@@ -78,6 +80,9 @@ impl Engine {
             let offered = upgrade.offered.is_some_and(|at| now.saturating_duration_since(at) < OFFERED);
             let insisted = peer.exchange.is_some_and(|exchange| exchange.attempts >= LAST_WORD);
             if insisted && !offered && !peer.linked(now) {
+                if let Some(upgrade) = &mut peer.upgrade {
+                    upgrade.last_word = Some(now);
+                }
                 self.streams.fail_dials(now, node, DialError::Downgrade(node));
                 self.drop_pending(node);
             }
@@ -87,9 +92,11 @@ impl Engine {
         }
     }
 
-    /// Why nothing can be sent to a pinned peer that comes without the upgrade.
-    pub(super) fn downgraded(&self, node: NodeId) -> Option<SendError> {
-        let upgrade = self.peers.get(&node)?.upgrade.as_ref()?;
-        (upgrade.downgrades > 0 && self.pins.contains(node)).then_some(SendError::Downgrade(node))
+    /// Why nothing can be sent to a pinned peer that comes without the upgrade. Anybody can repeat an old frame of it, so one
+    /// that we have not asked for is no reason.
+    pub(super) fn downgraded(&self, now: Instant, node: NodeId) -> Option<SendError> {
+        let said = self.peers.get(&node)?.upgrade.as_ref()?.last_word?;
+        let holds = now.saturating_duration_since(said) < WORD_HOLDS;
+        (holds && self.pins.contains(node)).then_some(SendError::Downgrade(node))
     }
 }

@@ -128,7 +128,8 @@ impl Engine {
             return;
         }
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        peer.upgrade.get_or_insert_default().offered = Some(now);
+        let upgrade = peer.upgrade.get_or_insert_default();
+        (upgrade.offered, upgrade.last_word) = (Some(now), None);
         match block.kind {
             Kind::Hello => self.receive_greeting(now, pila, block, origin),
             Kind::First => self.receive_first(now, pila, block, digest, origin),
@@ -368,6 +369,10 @@ impl Engine {
     /// A session took the place of another with the same process of the peer.
     fn session_replaced(&mut self, now: Instant, node: NodeId) {
         self.settle_exchange(node);
+        if let Some(peer) = self.peers.get_mut(&node) {
+            // Our key may be another one, and then the peer sends its last datagrams again.
+            peer.taken.new_session();
+        }
         // Normally nothing waits; after the old one was used up, something does.
         self.flush_pending(now, node);
         self.streams.path_changed(now, node);

@@ -160,6 +160,8 @@ pub struct Upgrade {
     pub offered: Option<Instant>,
     /// Frames without the upgrade that were signed by the peer and refused.
     pub downgrades: u64,
+    /// When one of them was all it had to answer to our key exchange.
+    pub last_word: Option<Instant>,
 }
 
 impl Upgrade {
@@ -326,22 +328,22 @@ impl Upgrade {
         }
     }
 
-    /// Drops what is over. True: the current session was among it.
+    /// Drops what is over. True: the session in use was among it.
     pub fn expire(&mut self, now: Instant) -> bool {
+        let mut lost = false;
         let over = |p: &Previous| p.until.is_some_and(|at| at <= now) || p.session.expired(now);
         if self.previous.as_ref().is_some_and(over) {
             self.previous = None;
         }
-        if self.next.as_ref().is_some_and(|next| next.session.installed + HALF_OPEN <= now) {
-            self.next = None;
+        if let Some(next) = self.next.take_if(|next| next.session.installed + HALF_OPEN <= now) {
+            lost = next.fresh && self.current.is_none();
             self.answered = None;
         }
         if self.pending.as_ref().is_some_and(|pending| pending.started + HALF_OPEN <= now) {
             self.pending = None;
         }
-        let lost = self.current.as_ref().is_some_and(|s| s.expired(now));
-        if lost {
-            self.current = None;
+        if self.current.take_if(|s| s.expired(now)).is_some() {
+            lost = true;
             self.confirm = None;
             self.drive = None;
             self.rekey_at = None;
