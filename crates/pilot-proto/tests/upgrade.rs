@@ -439,6 +439,29 @@ fn rekeys_under_loss_and_reordering_lose_only_what_the_network_loses() {
 }
 
 #[test]
+fn forged_key_exchanges_from_both_addresses_do_not_keep_a_rekey_from_coming_about() {
+    let mut net = upgraded();
+    busy(&mut net, REKEY_AFTER - 5 * SECOND, SECOND);
+    let forged = |id: NodeId| frame::pila(id, &[9; 32], identity(id as u8).public_key(), &[9; 64]);
+    let mut lost = 0;
+    net.filter = Box::new(move |s| {
+        // The first message 2 is lost, too.
+        lost += u32::from(kind(s) == "second");
+        kind(s) != "second" || lost > 1
+    });
+    for step in 0..5_000 {
+        net.inject(addr_of(2), addr_of(1), &forged(2));
+        net.inject(addr_of(1), addr_of(2), &forged(1));
+        if step % 100 == 0 {
+            send(&mut net, 1, 2, b"x");
+        }
+        net.run(ms(2));
+    }
+    assert!(net.drops(1).iter().any(|(drop, _)| *drop == "rate_limited_direct"), "{:?}", net.drops(1));
+    assert_eq!((names(&net, 1).len(), names(&net, 2).len()), (2, 2));
+}
+
+#[test]
 fn the_responder_starts_the_rekey_if_the_initiator_does_not() {
     let mut net = upgraded();
     // Greetings and answers pass; a message 1 passes only after the responder has asked for it.

@@ -9,6 +9,8 @@
 use super::{Engine, Origin};
 use crate::NodeId;
 use crate::tunnel::limits::{Budget, EXCHANGE_RATE, PREFIX_RATE, Recent, Sources, prefix};
+use crate::tunnel::noise::Message1;
+use crate::wire::capability::{self, Kind, Terms, Trailing};
 use crate::wire::frame::Pila;
 use std::time::{Duration, Instant};
 
@@ -126,6 +128,24 @@ impl Engine {
             || (self.gate.trusted.contains(&node) && self.limits.trusted.take(origin, TRUSTED, now));
         self.drops.strangers_limited += u64::from(!taken);
         taken
+    }
+
+    /// A handshake frame that names what only somebody who saw our last frame can know: our session id, or our challenge. It
+    /// has a budget of its own, so that forged key exchanges of a peer cannot keep its rekeys from coming about.
+    pub(super) fn awaited(&mut self, now: Instant, pila: &Pila<'_>, origin: Origin) -> bool {
+        if !self.upgrades() || self.gate.shuts_out(now, pila.node) {
+            return false;
+        }
+        let Trailing::Block(block) = capability::parse(pila.trailing) else { return false };
+        let Some(peer) = self.peers.get_mut(&pila.node) else { return false };
+        let Some(upgrade) = &peer.upgrade else { return false };
+        let terms = || Terms::parse(Message1::parse(block.body).ok()?.payload);
+        let fits = match block.kind {
+            Kind::Hello => false,
+            Kind::First => terms().is_some_and(|terms| upgrade.awaits(now, &terms.challenge)),
+            Kind::Second | Kind::Retry => upgrade.pending.as_ref().is_some_and(|p| p.local == block.answers),
+        };
+        fits && peer.awaited.take(origin, EXCHANGE_RATE, now)
     }
 
     /// Counts; always false.

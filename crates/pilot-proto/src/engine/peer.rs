@@ -79,6 +79,8 @@ pub(super) struct Peer {
     pub(super) unreadable: bool,
     /// Budgets of its key exchanges, from its addresses and through the relay.
     pub(super) exchanges: Ways,
+    /// Budgets of handshake frames that only somebody who saw ours can make.
+    pub(super) awaited: Ways,
     /// Identity key, tunnel key and signature of the last key exchange that verified: a repetition need not be verified
     /// again.
     pub(super) verified: Option<([u8; 32], [u8; 32], [u8; 64])>,
@@ -121,6 +123,7 @@ impl Peer {
             taken,
             unreadable: false,
             exchanges: Ways::default(),
+            awaited: Ways::default(),
             verified: None,
             asked: None,
             answered: None,

@@ -90,7 +90,7 @@ impl Engine {
             Frame::Pila(pila) => {
                 if self.contradicts(now, &pila) {
                     self.drops.key_mismatch += 1;
-                } else if self.admit_exchange(now, pila.node, origin) {
+                } else if self.awaited(now, &pila, origin) || self.admit_exchange(now, pila.node, origin) {
                     self.receive_pila(now, &pila, origin, true);
                 }
             }

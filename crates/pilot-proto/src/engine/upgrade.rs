@@ -265,7 +265,9 @@ impl Engine {
         let frame = capability::frame(&self.identity, &half.pila, Kind::Second, node, terms.session, &body);
         let session = Upgraded::new(keys, local, terms.session, *first.remote_static, now);
         let announced = fresh && !live;
-        upgrade.agreed(Next { session, fresh, reserved, announced }, &terms.challenge, digest, frame.clone());
+        let answers = fresh.then_some(terms.challenge);
+        let next = Next { session, fresh, answers, reserved, announced };
+        upgrade.agreed(next, &terms.challenge, digest, frame.clone());
         if let Origin::Direct(from) = origin
             && !self.config.relay_only
             && let Some(peer) = self.peers.get_mut(&node)

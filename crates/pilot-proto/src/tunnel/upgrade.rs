@@ -73,6 +73,8 @@ pub struct Next {
     pub session: Upgraded,
     /// Message 1 answered a challenge of ours, so the initiator lives and may be sent to if there is no other session.
     pub fresh: bool,
+    /// The challenge of ours that message 1 answered.
+    pub answers: Option<Challenge>,
     /// The challenge told in message 2.
     pub reserved: Challenge,
     /// It was put to use before its confirmation.
@@ -243,6 +245,11 @@ impl Upgrade {
         self.reserved == Some(*challenge)
             || self.next.as_ref().is_some_and(|next| next.reserved == *challenge)
             || self.issued.iter().any(issued)
+    }
+
+    /// Whether a message 1 with this challenge is expected, for the first time or again.
+    pub fn awaits(&self, now: Instant, challenge: &Challenge) -> bool {
+        self.knows(now, challenge) || self.next.as_ref().is_some_and(|next| next.answers == Some(*challenge))
     }
 
     fn use_up(&mut self, challenge: &Challenge) {
