@@ -687,6 +687,28 @@ fn an_old_key_exchange_without_block_repeated_by_anybody_keeps_no_datagram_from_
 }
 
 #[test]
+fn old_key_exchanges_without_block_fail_no_dial_over_a_path_of_almost_a_second() {
+    let mut net = Net::pair();
+    send(&mut net, 2, 1, b"first");
+    net.run(SECOND);
+    let old = find(&net, 2, "hello").bytes[..PILA_LEN].to_vec();
+    let pins: Vec<_> = net.engine(1).pins().collect();
+    net.add(1, config(7));
+    net.engine(1).set_pins(pins);
+    net.latency = ms(450);
+    let now = net.now;
+    let conn = net.engine(1).dial(now, Addr::backbone(2), 7).unwrap();
+    for _ in 0..20 {
+        net.inject(addr_of(9), addr_of(1), &old);
+        net.run(ms(210));
+    }
+    let failed = Event::Stream(StreamEvent::DialFailed(conn, DialError::Downgrade(2)));
+    assert!(!net.take_events(1).contains(&failed));
+    assert!(net.engine(1).drops().downgrade_refused > 4);
+    assert_eq!(session(&mut net, 1, 2), "upgraded");
+}
+
+#[test]
 fn plain_frames_of_a_pinned_peer_are_refused_by_kind_and_change_nothing() {
     let mut net = upgraded();
     let secret = pilot_proto::crypto::TunnelSecret::from_bytes(&[2; 32]).unwrap();
@@ -767,6 +789,26 @@ fn a_cleared_pin_lets_the_other_make_in_and_its_next_upgrade_pins_again() {
     net.run(GRACE + SECOND);
     assert_eq!(pinned(&mut net, 1), [2]);
     assert_works(&mut net);
+}
+
+#[test]
+fn a_cleared_pin_leaves_no_open_connection_without_a_session() {
+    for who in [1, 2] {
+        let mut net = upgraded();
+        net.run(2 * SECOND);
+        assert!(net.engine(3 - who).listen(7));
+        let now = net.now;
+        net.engine(who).dial(now, Addr::backbone(3 - who), 7).unwrap();
+        net.run(2 * SECOND);
+        assert!(net.engine(who).clear_pin(3 - who));
+        assert_eq!(session(&mut net, who, 3 - who), "none");
+        net.run(SECOND);
+        assert_eq!(
+            (session(&mut net, 1, 2), session(&mut net, 2, 1)),
+            ("upgraded", "upgraded"),
+            "{who} cleared"
+        );
+    }
 }
 
 #[test]

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 /// Pinned peers; with further ones the upgrade works, but is not insisted on.
 pub const MAX_PINS: usize = 16_384;
-/// Sends of a key exchange from which refused answers count as the peer's last word. Before that the refused frame may be
-/// an old one that somebody repeats.
-const LAST_WORD: u32 = 3;
+/// Sends of a key exchange from which refused answers count as the peer's last word, 1.75 s after the first. Before that the
+/// refused frame may be an old one that somebody repeats while the peer's answer is under way.
+const LAST_WORD: u32 = 4;
 /// A valid block this recent shows that the peer does offer the upgrade.
 const OFFERED: Duration = Duration::from_secs(2);
 /// How long the last word counts; then what is sent has the peer asked anew. Longer than the pauses of an exchange.
@@ -42,6 +42,10 @@ impl Engine {
             (upgrade.downgrades, upgrade.last_word) = (0, None);
             // Whatever the peer is now, it starts over.
             upgrade.reset();
+            if self.streams.connections_with(node) > 0 {
+                // They do not ask for a session by themselves.
+                self.start_exchange(self.latest, node);
+            }
         }
         self.pins.0.remove(&node).is_some()
     }
