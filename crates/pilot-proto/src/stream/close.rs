@@ -234,7 +234,7 @@ impl Conn {
                 }
                 return true;
             }
-            State::Open => {}
+            State::Open if !self.of_another_life(header) => {}
             _ => return false,
         }
         self.heard(cx.now);

@@ -227,6 +227,9 @@ impl Conn {
             return false;
         }
         let header = &packet.header;
+        if self.of_another_life(header) {
+            return false;
+        }
         let (blocks, data): (Vec<Block>, &[u8]) = match self.own {
             Some(_) if packet.payload.is_empty() => (Vec::new(), packet.payload),
             Some(_) => match sack::split_own(packet.payload) {
@@ -250,6 +253,12 @@ impl Conn {
             self.on_quiet_ack(cx.now, header);
         }
         true
+    }
+
+    /// The packet acknowledges what this connection never sent. A late SYN opens a connection anew that was reset before, and
+    /// what follows it from that time must not be taken for its data. Towards a reference nothing is certain enough.
+    pub(super) fn of_another_life(&self, header: &Header) -> bool {
+        self.own.is_some() && !self.send.is_ours(header.ack)
     }
 
     /// Something arrived from the peer.

@@ -464,3 +464,32 @@ fn conversations_of_any_size_end_complete_on_a_bad_path() {
         assert!(net.status().is_empty(), "{:?}", net.status());
     }
 }
+
+#[test]
+fn what_follows_a_late_syn_from_before_a_reset_is_not_taken_for_data() {
+    let mut s = Script::new(Config::default());
+    let incoming = |s: &Script| {
+        let conns = s.events.iter().filter_map(|event| match event {
+            StreamEvent::Incoming { conn, .. } => Some(*conn),
+            _ => None,
+        });
+        conns.last().expect("incoming connection")
+    };
+    let open = |s: &mut Script| {
+        let answer = s.send(SYN, 100, 0, 512, OPTIONS).remove(0);
+        answer.header.seq.wrapping_add(1 + answer.payload.len() as u32)
+    };
+    let data = 101 + OPTIONS.len() as u32;
+    let before = open(&mut s);
+    s.send(RST, 0, 0, 0, &[]);
+    // A copy of the SYN comes late, and with it what was sent on the connection that is over.
+    let after = open(&mut s);
+    assert_ne!(before, after);
+    let conn = incoming(&s);
+    s.send(ACK, data, before, 512, b"\0old");
+    s.send(FIN | ACK, data + 3, before, 512, b"\0");
+    assert_eq!(s.read_all(conn), b"");
+    assert!(!s.happened(&StreamEvent::EndOfStream(conn)));
+    s.send(ACK, data, after, 512, b"\0new");
+    assert_eq!(s.read_all(conn), b"new");
+}

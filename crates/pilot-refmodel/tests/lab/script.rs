@@ -156,7 +156,10 @@ impl<'a> Script<'a> {
         let until = self.host.now() + limit;
         loop {
             if let Some(i) = self.inbox.iter().position(&wanted) {
-                return self.inbox.remove(i);
+                let found = self.inbox.remove(i);
+                // The real daemon notes some things only after it has sent: an answer within a millisecond meets it before.
+                self.wait(5);
+                return found;
             }
             if !self.step(until) {
                 let seen: String = self.lines.iter().map(|l| format!("{l}\n")).collect();

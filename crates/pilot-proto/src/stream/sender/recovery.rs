@@ -25,6 +25,11 @@ impl Sender {
         (off <= (self.nxt + u64::from(self.fin_sent)) as i64).then_some(off)
     }
 
+    /// Whether an acknowledgement number can be of this connection: it names something that was sent, or the beginning.
+    pub(in crate::stream) fn is_ours(&self, ack: u32) -> bool {
+        self.ack_offset(ack).is_some_and(|off| off >= 0)
+    }
+
     /// Takes a cumulative acknowledgement (from [`Sender::ack_offset`]) and the blocks above it.
     /// `pure`: the packet carried no data, so it may count as a duplicate in the statistics.
     pub(in crate::stream) fn on_ack(
