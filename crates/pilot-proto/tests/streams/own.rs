@@ -469,11 +469,11 @@ fn conversations_of_any_size_end_complete_on_a_bad_path() {
 fn what_follows_a_late_syn_from_before_a_reset_is_not_taken_for_data() {
     let mut s = Script::new(Config::default());
     let incoming = |s: &Script| {
-        let conns = s.events.iter().filter_map(|event| match event {
+        let mut conns = s.events.iter().rev().filter_map(|event| match event {
             StreamEvent::Incoming { conn, .. } => Some(*conn),
             _ => None,
         });
-        conns.last().expect("incoming connection")
+        conns.next().expect("incoming connection")
     };
     let open = |s: &mut Script| {
         let answer = s.send(SYN, 100, 0, 512, OPTIONS).remove(0);
