@@ -157,8 +157,10 @@ impl<'a> Script<'a> {
         loop {
             if let Some(i) = self.inbox.iter().position(&wanted) {
                 let found = self.inbox.remove(i);
-                // The real daemon notes some things only after it has sent: an answer within a millisecond meets it before.
-                self.wait(5);
+                if found.header.flags == SYN {
+                    // The real daemon counts its SYN after it has sent it: an answer within a millisecond comes before that.
+                    self.wait(5);
+                }
                 return found;
             }
             if !self.step(until) {
