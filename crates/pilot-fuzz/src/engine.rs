@@ -5,6 +5,7 @@ use crate::input::Input;
 use bytes::Bytes;
 use pilot_proto::crypto::{Identity, SessionKey, TunnelSecret};
 use pilot_proto::engine::{Config, Engine, Event, Output, Route};
+use pilot_proto::path::Candidate;
 use pilot_proto::stream::{ConnId, StreamEvent};
 use pilot_proto::wire::beacon::Message;
 use pilot_proto::wire::frame::{self, Frame, Pils};
@@ -132,7 +133,9 @@ impl Net {
                 }
                 Output::Event(Event::NeedRoute(node)) if self.directory => {
                     let route = match node {
-                        1..=EVIL => Ok(Route { direct: vec![at(node)], relay_only: false }),
+                        1..=EVIL => {
+                            Ok(Route { direct: vec![Candidate::guessed(at(node))], relay_only: false })
+                        }
                         _ => Err("not found".to_owned()),
                     };
                     engine.set_route(now, node, route);

@@ -7,6 +7,7 @@ mod support;
 use pilot_proto::Addr;
 use pilot_proto::crypto::TunnelSecret;
 use pilot_proto::engine::{Engine, Event, Output};
+use pilot_proto::path::Candidate;
 use pilot_proto::wire::beacon::Message;
 use pilot_proto::wire::frame::{self, PILS_HEADER_LEN};
 use pilot_proto::wire::packet::{Header, protocol};
@@ -172,7 +173,10 @@ fn a_key_request_under_a_peers_id_gets_an_answer_and_changes_nothing() {
 #[test]
 fn a_key_request_of_a_node_we_dial_does_not_slow_the_dial_down() {
     let mut net = world();
-    net.routes.insert(9, pilot_proto::engine::Route { direct: vec![addr_of(9)], relay_only: false });
+    net.routes.insert(
+        9,
+        pilot_proto::engine::Route { direct: vec![Candidate::guessed(addr_of(9))], relay_only: false },
+    );
     let peer = Scripted::new(9, 1, net.now);
     give(&mut net, addr_of(9), &peer.pilk());
     net.run(SECOND);
@@ -723,7 +727,10 @@ fn a_punch_during_a_key_exchange_is_answered_with_the_key() {
     let stranger = addr_of(200);
     give(&mut net, stranger, b"PILP");
     assert!(net.sent_by(1).is_empty(), "no exchange, no answer");
-    net.routes.insert(9, pilot_proto::engine::Route { direct: vec![addr_of(9)], relay_only: false });
+    net.routes.insert(
+        9,
+        pilot_proto::engine::Route { direct: vec![Candidate::guessed(addr_of(9))], relay_only: false },
+    );
     let now = net.now;
     net.engine(1).send_datagram(now, Addr::backbone(9), 1, b"x").unwrap();
     net.run(ms(1));

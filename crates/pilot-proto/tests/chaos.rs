@@ -4,6 +4,7 @@
 
 mod support;
 
+use pilot_proto::path::Candidate;
 use pilot_proto::{Addr, NodeId};
 use proptest::prelude::*;
 use std::cell::RefCell;
@@ -113,7 +114,7 @@ proptest! {
                 Trouble::Move(a, n) => {
                     let addr = std::net::SocketAddr::from(([10, 0, a as u8, n], 4000));
                     net.hosts.get_mut(&a).unwrap().addr = addr;
-                    net.routes.get_mut(&a).unwrap().direct = vec![addr];
+                    net.routes.get_mut(&a).unwrap().direct = vec![Candidate::guessed(addr)];
                 }
                 Trouble::Cut(a, b) => {
                     let pair = (net.hosts[&a].addr, net.hosts[&b].addr);

@@ -5,6 +5,7 @@ mod support;
 
 use bytes::Bytes;
 use pilot_proto::engine::{Event, Output, Route, SendError};
+use pilot_proto::path::Candidate;
 use pilot_proto::stream::{ConnId, DialError, StreamEvent};
 use pilot_proto::wire::frame::PILS_OVERHEAD;
 use pilot_proto::{Addr, NodeId};
@@ -164,7 +165,7 @@ fn dials_fail_with_the_cause() {
     let reason = "node 55 not found".to_owned();
     let expected = StreamEvent::DialFailed(lost, DialError::Resolve { node: 55, reason });
     assert!(stream_events(&mut net, 1).contains(&expected));
-    net.routes.insert(56, Route { direct: vec![addr_of(56)], relay_only: false });
+    net.routes.insert(56, Route { direct: vec![Candidate::guessed(addr_of(56))], relay_only: false });
     let dead = dial(&mut net, 1, 56, 7);
     net.run(Duration::from_secs(10));
     let error = DialError::KeyExchange { node: 56, tried: " at 10.0.0.56:4000".to_owned() };
@@ -174,7 +175,7 @@ fn dials_fail_with_the_cause() {
 #[test]
 fn exchange_retries_are_eager_at_first_then_every_four_seconds_then_given_up() {
     let mut net = Net::pair();
-    net.routes.insert(56, Route { direct: vec![addr_of(56)], relay_only: false });
+    net.routes.insert(56, Route { direct: vec![Candidate::guessed(addr_of(56))], relay_only: false });
     let now = net.now;
     net.engine(1).send_datagram(now, Addr::backbone(56), 1, b"x").unwrap();
     net.run(Duration::from_millis(23_740));
@@ -289,7 +290,7 @@ fn a_silent_peer_in_use_is_probed_three_times_and_then_reset() {
 #[test]
 fn queues_for_unfinished_exchanges_refuse_the_newest() {
     let mut net = Net::pair();
-    net.routes.insert(56, Route { direct: vec![addr_of(56)], relay_only: false });
+    net.routes.insert(56, Route { direct: vec![Candidate::guessed(addr_of(56))], relay_only: false });
     let now = net.now;
     for _ in 0..64 {
         assert_eq!(net.engine(1).send_datagram(now, Addr::backbone(56), 1, b"x"), Ok(()));
@@ -414,7 +415,7 @@ fn loopback_peers_get_larger_segments() {
         net.add(id, cfg);
         let addr = std::net::SocketAddr::from(([127, 0, 0, 1], 4000 + id as u16));
         net.hosts.get_mut(&id).unwrap().addr = addr;
-        net.routes.insert(id, Route { direct: vec![addr], relay_only: false });
+        net.routes.insert(id, Route { direct: vec![Candidate::guessed(addr)], relay_only: false });
     }
     net.engine(2).listen(7);
     let (a, b) = connect(&mut net, 1, 2);

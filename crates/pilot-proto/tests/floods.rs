@@ -5,6 +5,7 @@ mod scripted;
 mod support;
 
 use pilot_proto::engine::{Engine, Event, Output};
+use pilot_proto::path::Candidate;
 use pilot_proto::stream::StreamEvent;
 use pilot_proto::wire::beacon::Message;
 use pilot_proto::wire::frame;
@@ -49,7 +50,10 @@ fn a_flood_of_forged_exchanges_keeps_neither_known_peers_nor_newcomers_out() {
     let now = net.now;
     net.engine(1).set_beacon(now, Some(beacon_addr()));
     net.keys.insert(8, *identity(8).public_key());
-    net.routes.insert(7, pilot_proto::engine::Route { direct: vec![addr_of(7)], relay_only: false });
+    net.routes.insert(
+        7,
+        pilot_proto::engine::Route { direct: vec![Candidate::guessed(addr_of(7))], relay_only: false },
+    );
     net.keys.insert(7, *identity(7).public_key());
     let frame = peer.datagram(b"before");
     give(&mut net, addr_of(9), &frame);

@@ -5,6 +5,7 @@ mod support;
 
 use pilot_proto::Addr;
 use pilot_proto::engine::Event;
+use pilot_proto::path::Candidate;
 use support::*;
 
 fn send(net: &mut Net, from: u32, to: u32, payload: &[u8]) {
@@ -161,7 +162,7 @@ fn two_port_restricted_nats_are_punched_within_half_a_second() {
 #[test]
 fn a_stale_registry_address_is_corrected_by_the_punch() {
     let mut net = Net::pair_with_beacon();
-    net.routes.get_mut(&2).unwrap().direct = vec![addr_of(222)];
+    net.routes.get_mut(&2).unwrap().direct = vec![Candidate::guessed(addr_of(222))];
     port_restricted(&mut net);
     send(&mut net, 1, 2, b"0");
     net.run(SECOND);

@@ -8,6 +8,7 @@ use crate::world::{Happening, World};
 use pilot_proto::NodeId;
 use pilot_proto::crypto;
 use pilot_proto::engine::Route;
+use pilot_proto::path::Candidate;
 use pilot_rendezvous::simulation::Relay;
 use serde_json::{Map, Value, json};
 use std::net::SocketAddr;
@@ -100,7 +101,10 @@ impl World {
         let route = match answer {
             None => Err("registry unreachable".to_string()),
             Some(a) => match a["real_addr"].as_str() {
-                Some(at) => Ok(Route { direct: at.parse().into_iter().collect(), relay_only: false }),
+                Some(at) => {
+                    let direct = at.parse().ok().map(Candidate::guessed).into_iter().collect();
+                    Ok(Route { direct, relay_only: false })
+                }
                 None => Err(a["error"].as_str().unwrap_or("no answer").to_string()),
             },
         };

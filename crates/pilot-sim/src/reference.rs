@@ -158,7 +158,8 @@ impl Process for Reference {
     }
     fn set_route(&mut self, now: Instant, node: NodeId, route: Result<Route, String>) {
         let route = route.and_then(|r| {
-            let addr = r.direct.first().copied().ok_or_else(|| format!("node {node} has no real address"))?;
+            let addr =
+                r.direct.first().map(|c| c.addr).ok_or_else(|| format!("node {node} has no real address"))?;
             Ok(model::Route { addr, relay_only: r.relay_only })
         });
         self.node.set_route(now, node, route);

@@ -5,6 +5,7 @@ use crate::stream::Stream;
 use bytes::Bytes;
 use pilot_proto::crypto::Identity;
 use pilot_proto::engine::{Counters, DiscoverProof, PeerStatus, Route, SendError};
+use pilot_proto::path::Candidate;
 use pilot_proto::stream::{ConnId, ConnStatus, DialError};
 use pilot_proto::{Addr, NodeId};
 use std::net::SocketAddr;
@@ -45,7 +46,7 @@ pub(crate) enum Command {
         reply: oneshot::Sender<Result<Delivery, SendError>>,
     },
     /// A peer of this node's earlier life, and where it was.
-    Greet(NodeId, Vec<SocketAddr>),
+    Greet(NodeId, Vec<Candidate>),
     PeerKey(NodeId, Option<[u8; 32]>),
     /// The registry names this key for a node whose pinned key is another.
     DisputedKey(NodeId, [u8; 32], String),

@@ -6,6 +6,7 @@ use crate::registry::RegistryError;
 use crate::shared::Shared;
 use pilot_proto::NodeId;
 use pilot_proto::engine::Route;
+use pilot_proto::path::{Candidate, CandidateKind};
 use pilot_proto::registry::challenge;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -29,7 +30,7 @@ const ADMISSION: Duration = Duration::from_secs(60);
 /// Least time between two questions about the same knocking node.
 const KNOCK_PAUSE: Duration = Duration::from_secs(2);
 /// Addresses of one node tried directly, at most.
-const MAX_DIRECT: usize = 8;
+const MAX_DIRECT: usize = pilot_proto::path::MAX_CANDIDATES;
 /// LAN addresses of one node looked at.
 const MAX_LAN: usize = 64;
 /// Time to look up the name a node gave as its address.
@@ -200,7 +201,8 @@ impl Shared {
             && !self.config.relay_only
             && let Some(known) = self.peers.get(node)
         {
-            return Ok(Route { direct: known.endpoints, relay_only: false });
+            let known = known.endpoints.into_iter().map(|at| Candidate::new(at, CandidateKind::Learnt));
+            return Ok(Route { direct: known.collect(), relay_only: false });
         }
         Err(error.to_string())
     }
@@ -211,10 +213,14 @@ impl Shared {
             return Ok(Route { direct: Vec::new(), relay_only: true });
         }
         let mut direct = Vec::new();
-        let mut add = |at: SocketAddr| {
+        let mut add = |at: SocketAddr, kind: CandidateKind| {
             let ours = at.is_ipv4() || self.bound.is_ipv6();
-            if ours && at.port() != 0 && direct.len() < MAX_DIRECT && !direct.contains(&at) {
-                direct.push(at);
+            if ours
+                && at.port() != 0
+                && direct.len() < MAX_DIRECT
+                && !direct.iter().any(|c: &Candidate| c.addr == at)
+            {
+                direct.push(Candidate::new(at, kind));
             }
         };
         let real: Option<SocketAddr> = match place.real.parse() {
@@ -229,11 +235,13 @@ impl Shared {
             let own = crate::platform::lan_ips();
             for at in place.lan {
                 if own.iter().any(|o| o.octets()[..3] == at.ip().octets()[..3]) {
-                    add(at.into());
+                    add(at.into(), CandidateKind::Lan);
                 }
             }
         }
-        real.into_iter().for_each(&mut add);
+        if let Some(at) = real {
+            add(at, Candidate::guessed(at).kind);
+        }
         Ok(Route { direct, relay_only: false })
     }
 

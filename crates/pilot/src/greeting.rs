@@ -3,6 +3,7 @@
 use crate::command::Command;
 use crate::shared::Shared;
 use crate::unix_now;
+use pilot_proto::path::{Candidate, CandidateKind};
 
 /// Peers seen this long before the start may still hold a session with the process before.
 const RECENT_SECS: u64 = 600;
@@ -14,7 +15,8 @@ impl Shared {
     pub(crate) fn greet_recent_peers(&self) {
         let recent = self.peers.recent(unix_now().saturating_sub(RECENT_SECS));
         for (node, peer) in recent.into_iter().take(MAX_GREETED) {
-            self.command(Command::Greet(node, peer.endpoints));
+            let last = peer.endpoints.into_iter().map(|at| Candidate::new(at, CandidateKind::Learnt));
+            self.command(Command::Greet(node, last.collect()));
         }
     }
 }

@@ -123,7 +123,7 @@ impl Engine {
         if self.config.relay_only {
             return;
         }
-        let changed = peer.path.pong(u64::from_be_bytes(token));
+        let changed = peer.path.pong(now, u64::from_be_bytes(token));
         self.touch(node);
         if changed {
             self.streams.path_changed(now, node);

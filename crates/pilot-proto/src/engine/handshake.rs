@@ -560,7 +560,7 @@ impl Engine {
 
     /// Asks the beacon to let the peer and us punch.
     pub(super) fn request_punch(&mut self, now: Instant, node: NodeId) {
-        let Some(beacon) = self.beacon.addr else { return };
+        let Some(beacon) = self.beacon.addr.filter(|_| self.punching) else { return };
         let Some(peer) = self.peers.get(&node) else { return };
         if self.config.relay_only || peer.path.relay_only || peer.path.addresses().next().is_none() {
             return;

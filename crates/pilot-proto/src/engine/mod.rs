@@ -10,6 +10,7 @@ mod drops;
 mod gate;
 mod half;
 mod handshake;
+mod paths;
 mod peer;
 mod pins;
 mod receive;
@@ -26,7 +27,7 @@ pub use pins::MAX_PINS;
 
 use crate::NodeId;
 use crate::crypto::{Identity, Ratchet, TunnelSecret, hkdf_pair};
-use crate::path::Choice;
+use crate::path::Candidate;
 use crate::stream::{self, CloseReason, ConnId, ConnStatus, DialError, Ingress, StreamEvent, Streams};
 use crate::tunnel::limits::Bucket;
 use crate::tunnel::pending::Taken;
@@ -111,8 +112,8 @@ impl std::fmt::Debug for Config {
 /// Where a peer is (a `resolve` answer).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Route {
-    /// Addresses to try directly, best first. Empty: relay only.
-    pub direct: Vec<SocketAddr>,
+    /// Addresses to try directly, best first; the first [`MAX_CANDIDATES`] count. Empty: relay only.
+    pub direct: Vec<Candidate>,
     /// Pin the relay, do not punch.
     pub relay_only: bool,
 }
@@ -268,6 +269,16 @@ pub struct PeerStatus {
     pub pinned: bool,
     /// Key exchanges of this peer refused because they came without the upgrade.
     pub downgrades_refused: u64,
+    /// `direct`, `relay` or `none`.
+    pub path: &'static str,
+    /// Where the direct address in use is known from: a name of [`CandidateKind`](crate::path::CandidateKind).
+    pub path_kind: Option<&'static str>,
+    /// Seconds since the way in use became what it is.
+    pub path_since: u64,
+    /// Round trip of the last probe on the way in use.
+    pub path_rtt_ms: Option<f64>,
+    /// Why it is not a better one, in words; empty if there is none.
+    pub path_why: String,
 }
 
 /// Tunnel counters.
@@ -330,6 +341,10 @@ pub struct Engine {
     gate: Gate,
     limits: Limits,
     beacon: Beacon,
+    /// Our own addresses.
+    local: Vec<Candidate>,
+    /// Direct paths may be opened by punching.
+    punching: bool,
     /// Punch requests without a punch command yet.
     punches: BTreeMap<NodeId, Instant>,
     punch_bucket: Option<Bucket>,
@@ -386,6 +401,8 @@ impl Engine {
             gate,
             limits,
             beacon: Beacon::default(),
+            local: Vec::new(),
+            punching: true,
             punches: BTreeMap::new(),
             punch_bucket: None,
             security_bucket: None,
@@ -648,30 +665,6 @@ impl Engine {
 
     // ---- status ------------------------------------------------------------------------------------------
 
-    /// All tunnel peers, by node id.
-    pub fn peers(&self) -> Vec<PeerStatus> {
-        let beacon = self.beacon.addr;
-        let status = |(node, peer): (&NodeId, &Peer)| {
-            let choice = peer.path.choose(beacon.is_some(), self.config.relay_only);
-            let endpoint = match choice {
-                Choice::Direct(addr) => addr.to_string(),
-                Choice::Relay => beacon.map(|b| b.to_string()).unwrap_or_default(),
-                Choice::None => String::new(),
-            };
-            PeerStatus {
-                node_id: *node,
-                authenticated: peer.session_kind(self.latest) == "upgraded"
-                    || peer.session.as_ref().is_some_and(|s| s.authenticated),
-                encrypted: peer.linked(self.latest),
-                endpoint,
-                relay: choice == Choice::Relay,
-                session: peer.session_kind(self.latest),
-                pinned: self.pins.contains(*node),
-                downgrades_refused: peer.upgrade.as_ref().map_or(0, |upgrade| upgrade.downgrades),
-            }
-        };
-        self.peers.iter().map(status).collect()
-    }
     /// All connections.
     pub fn connections(&self) -> Vec<ConnStatus> {
         self.streams.status()

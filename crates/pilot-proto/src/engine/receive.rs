@@ -54,7 +54,7 @@ impl Engine {
     fn punch(&mut self, now: Instant, addr: SocketAddr) {
         let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
         let bucket = self.punch_bucket.get_or_insert_with(|| Bucket::new(PUNCH_RATE, now));
-        if self.config.relay_only || !self.config.encrypt || !bucket.take(PUNCH_RATE, now) {
+        if self.config.relay_only || !self.punching || !self.config.encrypt || !bucket.take(PUNCH_RATE, now) {
             self.drops.punch_refused += 1;
             return;
         }

@@ -12,10 +12,9 @@
 
 use super::Engine;
 use crate::NodeId;
-use crate::path::Choice;
+use crate::path::{Candidate, Choice};
 use crate::stream::{DialError, StreamEvent};
 use crate::tunnel::exchange::{Exchange, Pace};
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// Silence after traffic that wants an answer before the first attempt.
@@ -97,7 +96,7 @@ impl Recovery {
 impl Engine {
     /// Tells a peer of an earlier life of this node that this process exists: its session is with one that has ended.
     /// `direct` is where it was reached then. Four tries in 1.75 s; a peer that is not there costs nothing more.
-    pub fn greet(&mut self, now: Instant, node: NodeId, direct: &[SocketAddr]) {
+    pub fn greet(&mut self, now: Instant, node: NodeId, direct: &[Candidate]) {
         if !self.config.encrypt
             || node == self.node
             || self.peers.contains_key(&node)

@@ -1,5 +1,7 @@
 //! How a peer is reached: directly or through the beacon's relay (spec 04 sections 8 to 13).
 
+pub mod candidates;
 pub mod peer;
 
+pub use candidates::{Candidate, CandidateKind, MAX_CANDIDATES};
 pub use peer::{Choice, Path, Tick};

@@ -5,11 +5,12 @@
 //! silent although we keep sending, it is probed, and given up for the relay if the probes stay unanswered; from
 //! then on only an answered probe brings it back, so a path that works one way only cannot make traffic bounce.
 
+use super::candidates::{Candidate, CandidateKind, MAX_CANDIDATES};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// Addresses taken from the directory, per peer.
-pub const MAX_ROUTES: usize = 4;
+pub const MAX_ROUTES: usize = MAX_CANDIDATES;
 /// Addresses learnt from punches and frames, per peer.
 pub const MAX_LEARNT: usize = 4;
 /// Silence of a direct path we are sending on after which it is probed.
@@ -41,10 +42,16 @@ pub enum Choice {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Candidate {
+struct Entry {
     addr: SocketAddr,
-    learnt: bool,
+    kind: CandidateKind,
     token: Option<u64>,
+}
+
+impl Entry {
+    fn learnt(&self) -> bool {
+        self.kind == CandidateKind::Learnt
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -71,8 +78,10 @@ pub enum Tick {
 pub struct Path {
     direct: Option<SocketAddr>,
     proven: bool,
+    /// When the way in use became what it is.
+    since: Option<Instant>,
     failed: bool,
-    candidates: Vec<Candidate>,
+    candidates: Vec<Entry>,
     /// The peer wants to be reached by relay only.
     pub relay_only: bool,
     /// First direct send since the path last showed life.
@@ -95,6 +104,11 @@ impl Path {
         }
     }
 
+    /// Since when the way in use is what it is.
+    pub fn since(&self) -> Option<Instant> {
+        self.since
+    }
+
     /// The direct address is proven.
     pub fn proven(&self) -> bool {
         self.proven
@@ -112,15 +126,20 @@ impl Path {
     }
 
     /// The directory's addresses replace those it gave earlier.
-    pub fn set_routes(&mut self, addrs: &[SocketAddr]) {
-        self.candidates.retain(|c| c.learnt);
-        for addr in addrs.iter().take(MAX_ROUTES).rev() {
+    pub fn set_routes(&mut self, routes: &[Candidate]) {
+        self.candidates.retain(Entry::learnt);
+        for Candidate { addr, kind } in routes.iter().take(MAX_ROUTES).rev() {
             self.candidates.retain(|c| c.addr != *addr);
-            self.candidates.insert(0, Candidate { addr: *addr, learnt: false, token: None });
+            self.candidates.insert(0, Entry { addr: *addr, kind: *kind, token: None });
         }
         if !self.proven {
-            self.direct = addrs.first().copied().or(self.direct);
+            self.direct = routes.first().map(|c| c.addr).or(self.direct);
         }
+    }
+
+    /// Where the direct address in use is known from.
+    pub fn kind(&self) -> Option<CandidateKind> {
+        self.candidates.iter().find(|c| Some(c.addr) == self.direct).map(|c| c.kind)
     }
 
     /// An address that may be the peer's: a punch named it, or a frame claimed to come from there.
@@ -128,24 +147,25 @@ impl Path {
         if self.candidates.iter().any(|c| c.addr == addr) {
             return;
         }
-        if self.candidates.iter().filter(|c| c.learnt).count() >= MAX_LEARNT
-            && let Some(oldest) = self.candidates.iter().position(|c| c.learnt)
+        if self.candidates.iter().filter(|c| c.learnt()).count() >= MAX_LEARNT
+            && let Some(oldest) = self.candidates.iter().position(Entry::learnt)
         {
             self.candidates.remove(oldest);
         }
-        self.candidates.push(Candidate { addr, learnt: true, token: None });
+        self.candidates.push(Entry { addr, kind: CandidateKind::Learnt, token: None });
         self.direct.get_or_insert(addr);
     }
 
     /// A key exchange that installed a session came straight from this address.
     pub fn contacted_directly(&mut self, now: Instant, from: SocketAddr) {
         self.learn(from);
-        self.prove(from);
+        self.prove(now, from);
         self.last_direct_in = Some(now);
     }
 
     /// A session was installed through the relay: see at once whether a direct way exists.
     pub fn contacted_by_relay(&mut self, now: Instant) {
+        self.since.get_or_insert(now);
         if !self.proven && !self.candidates.is_empty() {
             self.probing = Some(Probing::Upgrade { sent: 0, next: now });
         }
@@ -170,7 +190,7 @@ impl Path {
             return false;
         }
         self.learn(from);
-        self.prove(from);
+        self.prove(now, from);
         true
     }
 
@@ -193,7 +213,7 @@ impl Path {
     }
 
     /// A probe was answered. True: the path changed.
-    pub fn pong(&mut self, token: u64) -> bool {
+    pub fn pong(&mut self, now: Instant, token: u64) -> bool {
         let Some(addr) = self.candidates.iter().find(|c| c.token == Some(token)).map(|c| c.addr) else {
             return false;
         };
@@ -204,7 +224,7 @@ impl Path {
         if self.proven && self.probing.is_none() {
             return false;
         }
-        self.prove(addr);
+        self.prove(now, addr);
         true
     }
 
@@ -291,7 +311,7 @@ impl Path {
     /// The addresses to probe now, each with the token its pong must carry. `token` draws a fresh one.
     pub fn probe_targets(&mut self, mut token: impl FnMut() -> u64) -> Vec<(SocketAddr, u64)> {
         let only = if self.proven { self.direct } else { None };
-        let wanted = |c: &&mut Candidate| only.is_none_or(|addr| addr == c.addr);
+        let wanted = |c: &&mut Entry| only.is_none_or(|addr| addr == c.addr);
         self.candidates
             .iter_mut()
             .filter(wanted)
@@ -299,7 +319,10 @@ impl Path {
             .collect()
     }
 
-    fn prove(&mut self, addr: SocketAddr) {
+    fn prove(&mut self, now: Instant, addr: SocketAddr) {
+        if !self.proven || self.direct != Some(addr) {
+            self.since = Some(now);
+        }
         self.direct = Some(addr);
         self.proven = true;
         self.failed = false;
@@ -314,6 +337,7 @@ impl Path {
     }
 
     fn give_up(&mut self, now: Instant) {
+        self.since = Some(now);
         self.proven = false;
         self.failed = true;
         self.alive();
@@ -379,8 +403,8 @@ mod tests {
         assert_eq!(p.tick(t + ms(3_001), true, true), Some(Tick::Probe));
         let probes = p.probe_targets(|| 77);
         assert_eq!(probes, [(addr(1), 77)]);
-        assert!(!p.pong(78));
-        assert!(!p.pong(77), "nothing changed: it stays direct");
+        assert!(!p.pong(t, 78));
+        assert!(!p.pong(t, 77), "nothing changed: it stays direct");
         assert_eq!(p.deadline(true), None);
         assert_eq!(p.choose(true, false), Choice::Direct(addr(1)));
     }
@@ -399,7 +423,7 @@ mod tests {
         assert_eq!(p.choose(true, false), Choice::Relay);
         assert_eq!(p.tick(t, true, true), Some(Tick::Probe));
         p.probe_targets(|| 5);
-        assert!(p.pong(5));
+        assert!(p.pong(t, 5));
         assert_eq!(p.choose(true, false), Choice::Direct(addr(1)));
     }
 
@@ -407,7 +431,7 @@ mod tests {
     fn a_relayed_peer_is_probed_at_once_and_every_15_s_on_every_address() {
         let t = Instant::now();
         let mut p = Path::default();
-        p.set_routes(&[addr(1), addr(2)]);
+        p.set_routes(&[addr(1), addr(2)].map(Candidate::guessed));
         p.contacted_by_relay(t);
         let ticks = run(&mut p, t, ms(16_500));
         let mut expected: Vec<_> = (0..5).map(|n| (n * 200, Tick::Probe)).collect();
@@ -420,14 +444,14 @@ mod tests {
             n
         });
         assert_eq!(targets, [(addr(1), 1), (addr(2), 2)]);
-        assert!(p.pong(2));
+        assert!(p.pong(t, 2));
         assert_eq!(p.choose(true, false), Choice::Direct(addr(2)));
     }
 
     #[test]
     fn addresses_are_bounded_and_relay_only_never_goes_direct() {
         let mut p = Path::default();
-        let many: Vec<_> = (0..20).map(addr).collect();
+        let many: Vec<_> = (0..20).map(|n| Candidate::guessed(addr(n))).collect();
         p.set_routes(&many);
         for n in 100..120 {
             p.learn(addr(n));

@@ -4,6 +4,7 @@ use crate::support::{self, Sent, addr_of, beacon_addr, ms};
 use bytes::Bytes;
 use pilot_proto::crypto::Identity;
 use pilot_proto::engine::{self, Engine};
+use pilot_proto::path::Candidate;
 use pilot_proto::stream::{CloseReason, ConnId, StreamEvent};
 use pilot_proto::wire::beacon::Message;
 use pilot_proto::{Addr, NodeId};
@@ -152,7 +153,7 @@ impl World {
         self.boot(node, what, seed);
         let now = self.now;
         if let Process::Own(engine) = &mut self.host(node).process {
-            engine.greet(now, peer, &[addr_of(peer)]);
+            engine.greet(now, peer, &[Candidate::guessed(addr_of(peer))]);
         }
     }
 
@@ -373,7 +374,7 @@ impl Host {
         match event {
             engine::Event::NeedKey(n) => engine.set_peer_key(now, n, Some(*identity(n).public_key())),
             engine::Event::NeedRoute(n) => {
-                let route = engine::Route { direct: vec![addr_of(n)], relay_only: false };
+                let route = engine::Route { direct: vec![Candidate::guessed(addr_of(n))], relay_only: false };
                 engine.set_route(now, n, Ok(route));
             }
             engine::Event::Stream(event) => match event {

@@ -4,6 +4,7 @@
 use pilot_proto::NodeId;
 use pilot_proto::crypto::Identity;
 use pilot_proto::engine::{Config, Engine, Event, Output, Route};
+use pilot_proto::path::Candidate;
 use pilot_proto::wire::beacon::Message;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -164,7 +165,10 @@ impl Net {
     pub fn add(&mut self, id: NodeId, config: Config) {
         let key = identity(id as u8);
         self.keys.insert(id, *key.public_key());
-        self.routes.insert(id, Route { direct: vec![addr_of(id)], relay_only: config.relay_only });
+        self.routes.insert(
+            id,
+            Route { direct: vec![Candidate::guessed(addr_of(id))], relay_only: config.relay_only },
+        );
         let engine = Engine::new(config, key, id, self.now);
         let host = Host { id, addr: addr_of(id), engine, events: Vec::new(), wake: None, wakes: 0 };
         self.hosts.insert(id, host);

@@ -2,7 +2,7 @@
 
 use crate::pair::{BETA, Pair};
 use crate::support::Home;
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[test]
 fn find_and_lookup_tell_a_public_node() {
@@ -159,12 +159,21 @@ fn status_commands_have_the_documented_keys_and_no_endpoints() {
     assert_eq!(pair.a.json(&["connect", "2", "4444", "--message=x"]).error()["code"], "connection_failed");
     let peers = pair.a.json(&["peers"]).data();
     assert_eq!((&peers["total"], &peers["encrypted"]), (&json!(1), &json!(1)));
+    let mut peer = peers["peers"][0].clone();
+    for (key, number) in
+        [("path_since", Value::is_u64 as fn(&Value) -> bool), ("path_rtt_ms", |v| v.is_null() || v.is_f64())]
+    {
+        let value =
+            peer.as_object_mut().and_then(|p| p.remove(key)).unwrap_or_else(|| panic!("{key}: {peers}"));
+        assert!(number(&value), "{key}: {value}");
+    }
     assert_eq!(
-        peers["peers"],
-        json!([{
+        peer,
+        json!({
             "authenticated": true, "encrypted": true, "node_id": 2, "relay": false,
             "session": "upgraded", "pinned": true, "downgrades_refused": 0,
-        }]),
+            "path": "direct", "path_kind": "lan", "path_why": "",
+        }),
         "no endpoint"
     );
     let text = pair.a.run(&["peers", "--all"]).stdout;
