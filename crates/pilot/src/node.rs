@@ -592,7 +592,8 @@ impl Node {
         self.shared.trust.trusted()
     }
 
-    /// Waits until `node` is trusted, refuses, or the time is up.
+    /// Waits until `node` is trusted, which then is on the disk, refuses, or the time is up. Without time it tells how
+    /// things stand.
     pub async fn wait_for_trust(&self, node: NodeId, timeout: Duration) -> TrustWait {
         self.shared.wait_for_trust(node, timeout).await
     }

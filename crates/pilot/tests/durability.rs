@@ -106,6 +106,24 @@ async fn on_a_full_disk_trust_is_told_to_nobody_and_is_told_when_there_is_space(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_save_under_way_does_not_make_a_trusted_peer_a_stranger() {
+    let server = rendezvous().await;
+    let dir = tempfile::tempdir().unwrap();
+    let fault = Arc::new(Fault::default());
+    let ours = node(home(&server, dir.path(), Disk::watched(fault.clone()))).await;
+    let peer = node(NodeConfig { trust_auto_approve: true, ..config(&server) }).await;
+    let other = node(config(&server)).await;
+    within(ours.handshake(peer.node_id(), "please")).await.unwrap();
+    assert_eq!(ours.wait_for_trust(peer.node_id(), common::LIMIT).await, TrustWait::Trusted);
+    // A request to somebody else, which stays unsaved.
+    fault.set(Some(ErrorKind::StorageFull));
+    within(ours.handshake(other.node_id(), "please")).await.unwrap_err();
+    assert_eq!(ours.wait_for_trust(peer.node_id(), Duration::ZERO).await, TrustWait::Trusted);
+    assert_eq!(ours.wait_for_trust(other.node_id(), Duration::ZERO).await, TrustWait::TimedOut);
+    fault.set(None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_trust_file_of_a_newer_program_is_refused_and_left_untouched() {
     let server = rendezvous().await;
     let dir = tempfile::tempdir().unwrap();
