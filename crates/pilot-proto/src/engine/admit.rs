@@ -41,7 +41,7 @@ impl Ways {
     fn take(&mut self, origin: Origin, rate: u32, now: Instant) -> bool {
         match origin {
             Origin::Direct(_) => self.direct.take(rate, now),
-            Origin::Relay(_) => self.relayed.take(rate, now),
+            Origin::Relay(..) => self.relayed.take(rate, now),
         }
     }
 }
@@ -82,7 +82,7 @@ impl Limits {
     fn source(&mut self, kind: u8, origin: Origin, now: Instant) -> bool {
         match origin {
             Origin::Direct(from) => self.sources.allow((kind, from.ip()), EXCHANGE_RATE, now),
-            Origin::Relay(sender) => self.sources.allow((kind, sender), EXCHANGE_RATE, now),
+            Origin::Relay(sender, _) => self.sources.allow((kind, sender), EXCHANGE_RATE, now),
         }
     }
 
@@ -110,7 +110,7 @@ impl Engine {
         if let Some(peer) = self.peers.get_mut(&node) {
             let own = match origin {
                 Origin::Direct(from) => peer.path.addresses().any(|known| known == from),
-                Origin::Relay(_) => true,
+                Origin::Relay(..) => true,
             };
             if own {
                 return peer.exchanges.take(origin, EXCHANGE_RATE, now) || self.rate_limited(origin);
@@ -152,7 +152,7 @@ impl Engine {
     fn rate_limited(&mut self, origin: Origin) -> bool {
         match origin {
             Origin::Direct(_) => self.drops.rate_limited_direct += 1,
-            Origin::Relay(_) => self.drops.rate_limited_relay += 1,
+            Origin::Relay(..) => self.drops.rate_limited_relay += 1,
         }
         false
     }

@@ -182,7 +182,8 @@ impl Engine {
         if payload.len() > MAX_PAYLOAD {
             return Err(SendError::TooLarge(payload.len()));
         }
-        let direct = self.peers.get(&to.node).is_some_and(|p| p.path.proven()) || self.beacon.addr.is_none();
+        let direct =
+            self.peers.get(&to.node).is_some_and(|p| p.path.proven()) || self.beacons.chosen().is_none();
         let relay_header = if direct { 0 } else { RELAY_HEADER_LEN };
         let most = MAX_UDP - PILS_OVERHEAD - HEADER_LEN - relay_header;
         if payload.len() > most {
@@ -253,7 +254,7 @@ impl Engine {
 
     fn can_send(&self, node: NodeId) -> bool {
         let Some(peer) = self.peers.get(&node) else { return false };
-        let way = peer.path.choose(self.beacon.addr.is_some(), self.config.relay_only);
+        let way = peer.path.choose(self.beacons.chosen().is_some(), self.config.relay_only);
         way != crate::path::Choice::None && (peer.linked(self.latest) || !self.config.encrypt)
     }
 

@@ -29,7 +29,7 @@ pub struct DiscoverProof {
 
 /// The beacon in use and what it was last asked.
 #[derive(Debug, Default)]
-pub(super) struct Beacon {
+pub(super) struct Beacons {
     pub(super) addr: Option<SocketAddr>,
     /// Last Discover.
     asked: Option<Instant>,
@@ -45,81 +45,93 @@ pub(super) struct Beacon {
     cookie: Cookie,
 }
 
+impl Beacons {
+    /// The beacon that frames are relayed through, and punches asked of.
+    pub(super) fn chosen(&self) -> Option<SocketAddr> {
+        self.addr
+    }
+
+    /// Frames from this address are a beacon's. It is in canonical form.
+    pub(super) fn contains(&self, from: SocketAddr) -> bool {
+        self.addr == Some(from)
+    }
+}
+
 impl Engine {
     /// The beacon in use. A Discover is sent to it at once, then every 25 s; every 5 s if
     /// it does not answer.
     pub fn set_beacon(&mut self, now: Instant, beacon: Option<SocketAddr>) {
-        self.beacon.addr = beacon.map(|b| SocketAddr::new(b.ip().to_canonical(), b.port()));
-        self.beacon.asked = None;
-        self.beacon.cookie = Cookie::default();
-        self.beacon.followed = false;
+        self.beacons.addr = beacon.map(|b| SocketAddr::new(b.ip().to_canonical(), b.port()));
+        self.beacons.asked = None;
+        self.beacons.cookie = Cookie::default();
+        self.beacons.followed = false;
         self.ask_beacon(now);
     }
 
     /// Whether, and with what, Discovers are signed from now on (docs/extensions.md). One is sent at once.
     pub fn set_discover_proof(&mut self, now: Instant, proof: Option<DiscoverProof>) {
-        let same = match (&self.beacon.proof, &proof) {
+        let same = match (&self.beacons.proof, &proof) {
             (Some(old), Some(new)) => old.registry == new.registry,
             (old, new) => old.is_none() && new.is_none(),
         };
-        self.beacon.proof = proof;
-        if !same && self.beacon.addr.is_some() {
+        self.beacons.proof = proof;
+        if !same && self.beacons.chosen().is_some() {
             self.ask_beacon(now);
         }
     }
 
     /// A new question: a Discover and its repetitions.
     pub(super) fn ask_beacon(&mut self, now: Instant) {
-        self.beacon.repeats = Some(0);
+        self.beacons.repeats = Some(0);
         self.discover(now);
     }
 
     /// Asks again, because it is time to or there was no reply.
     pub(super) fn beacon_timeout(&mut self, now: Instant) {
-        match self.beacon.repeats {
+        match self.beacons.repeats {
             None => {
-                self.beacon.followed = false;
+                self.beacons.followed = false;
                 self.ask_beacon(now);
             }
             Some(n) if n < REPEATS => {
-                self.beacon.repeats = Some(n + 1);
+                self.beacons.repeats = Some(n + 1);
                 self.discover(now);
             }
             Some(_) => {
-                self.beacon.repeats = None;
-                self.beacon.next = Some(now + SILENT_EVERY);
+                self.beacons.repeats = None;
+                self.beacons.next = Some(now + SILENT_EVERY);
             }
         }
     }
 
     fn discover(&mut self, now: Instant) {
-        let Some(addr) = self.beacon.addr else {
-            self.beacon.next = None;
+        let Some(addr) = self.beacons.chosen() else {
+            self.beacons.next = None;
             return;
         };
         let bytes = self.discover_bytes(now);
         self.send_control(addr, bytes);
-        self.beacon.asked = Some(now);
-        let pause = match self.beacon.repeats {
+        self.beacons.asked = Some(now);
+        let pause = match self.beacons.repeats {
             Some(n) => REPEAT * 2u32.saturating_pow(n),
             None => DISCOVER_EVERY,
         };
-        self.beacon.next = Some(now + pause);
+        self.beacons.next = Some(now + pause);
     }
 
     fn discover_bytes(&mut self, now: Instant) -> Vec<u8> {
-        if let Some(proof) = &self.beacon.proof
+        if let Some(proof) = &self.beacons.proof
             && self.node != 0
         {
             let since = now.saturating_duration_since(proof.clock.0).as_micros();
             let time = proof.clock.1.saturating_add(u64::try_from(since).unwrap_or(u64::MAX));
-            self.beacon.time = time.max(self.beacon.time.saturating_add(1));
+            self.beacons.time = time.max(self.beacons.time.saturating_add(1));
             return discover::sign(
                 &self.identity,
                 &proof.registry,
                 self.node,
-                self.beacon.time,
-                &self.beacon.cookie,
+                self.beacons.time,
+                &self.beacons.cookie,
             );
         }
         let mut bytes = Vec::with_capacity(5);
@@ -129,21 +141,21 @@ impl Engine {
 
     /// The beacon's reply: `addr` is how it sees us.
     pub(super) fn discovered(&mut self, now: Instant, addr: SocketAddr, reply: &[u8]) {
-        let asked = self.beacon.asked.filter(|at| now.saturating_duration_since(*at) <= REPLY_WITHIN);
+        let asked = self.beacons.asked.filter(|at| now.saturating_duration_since(*at) <= REPLY_WITHIN);
         let Some(asked) = asked else {
             self.drops.unasked_discover_reply += 1;
             return;
         };
-        if self.beacon.repeats.take().is_some() {
-            self.beacon.next = Some(asked + DISCOVER_EVERY);
+        if self.beacons.repeats.take().is_some() {
+            self.beacons.next = Some(asked + DISCOVER_EVERY);
         }
         // A new cookie: our address is new to the beacon, or the cookie old. The next Discover shows it.
         if let Some(cookie) = discover::cookie(reply)
-            && self.beacon.proof.is_some()
-            && cookie != self.beacon.cookie
+            && self.beacons.proof.is_some()
+            && cookie != self.beacons.cookie
         {
-            self.beacon.cookie = cookie;
-            if !std::mem::replace(&mut self.beacon.followed, true) {
+            self.beacons.cookie = cookie;
+            if !std::mem::replace(&mut self.beacons.followed, true) {
                 self.ask_beacon(now);
             }
         }

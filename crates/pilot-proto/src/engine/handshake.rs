@@ -13,6 +13,7 @@ use crate::wire::beacon::{Message, relay_header};
 use crate::wire::frame::{self, Frame, Pila, Pilk};
 use rand_core::Rng as _;
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// Nodes whose keys may be looked up at the same time.
@@ -273,7 +274,7 @@ impl Engine {
         if !pending.is_empty() {
             self.pending_peers = self.pending_peers.saturating_sub(1);
         }
-        let relay = matches!(origin, Origin::Relay(_));
+        let relay = matches!(origin, Origin::Relay(..));
         self.publish_established(node, proven.is_some(), relay, rekeyed);
         if let Some(key) = proven {
             self.emit(Event::PeerKeyProven { node, key: *key });
@@ -340,7 +341,7 @@ impl Engine {
         for packet in waiting {
             self.send_first(now, node, &packet);
         }
-        self.publish_established(node, authenticated, matches!(origin, Origin::Relay(_)), false);
+        self.publish_established(node, authenticated, matches!(origin, Origin::Relay(..)), false);
         self.touch(node);
     }
 
@@ -524,7 +525,7 @@ impl Engine {
                 if !self.config.relay_only && !route.relay_only {
                     peer.path.set_routes(&route.direct);
                 }
-                if self.beacon.addr.is_none() && peer.path.addresses().next().is_none() {
+                if self.beacons.chosen().is_none() && peer.path.addresses().next().is_none() {
                     let reason = format!("node {node} has no real address");
                     return self.route_failed(now, node, reason);
                 }
@@ -560,7 +561,7 @@ impl Engine {
 
     /// Asks the beacon to let the peer and us punch.
     pub(super) fn request_punch(&mut self, now: Instant, node: NodeId) {
-        let Some(beacon) = self.beacon.addr.filter(|_| self.punching) else { return };
+        let Some(beacon) = self.beacons.chosen().filter(|_| self.punching) else { return };
         let Some(peer) = self.peers.get(&node) else { return };
         if self.config.relay_only || peer.path.relay_only || peer.path.addresses().next().is_none() {
             return;
@@ -602,7 +603,7 @@ impl Engine {
         exchange.sent(now);
         let eager = exchange.eager();
         let never_direct = self.config.relay_only || peer.path.relay_only;
-        let direct: Vec<_> = match peer.path.choose(self.beacon.addr.is_some(), never_direct) {
+        let direct: Vec<_> = match peer.path.choose(self.beacons.chosen().is_some(), never_direct) {
             _ if never_direct => Vec::new(),
             Choice::Direct(addr) if linked => vec![addr],
             _ => peer.path.addresses().take(MAX_FIRST_CONTACT).collect(),
@@ -622,12 +623,19 @@ impl Engine {
     pub(super) fn answer(&mut self, origin: Origin, node: NodeId, frame: Vec<u8>) {
         match origin {
             Origin::Direct(from) if !self.config.relay_only => self.send_control(from, frame),
-            _ => self.send_relayed(node, &frame),
+            Origin::Direct(_) => self.send_relayed(node, &frame),
+            Origin::Relay(_, via) => self.send_through(via, node, &frame),
         }
     }
 
+    /// Sends a frame through the relay.
     pub(super) fn send_relayed(&mut self, node: NodeId, frame: &[u8]) {
-        let Some(beacon) = self.beacon.addr else { return };
+        if let Some(beacon) = self.beacons.chosen() {
+            self.send_through(beacon, node, frame);
+        }
+    }
+
+    fn send_through(&mut self, beacon: SocketAddr, node: NodeId, frame: &[u8]) {
         let mut bytes = relay_header(self.node, node).to_vec();
         bytes.extend_from_slice(frame);
         self.send_control(beacon, bytes);

@@ -34,7 +34,7 @@ use crate::tunnel::pending::Taken;
 use crate::wire::addr::Addr;
 use admit::Limits;
 use bytes::Bytes;
-use discovery::Beacon;
+use discovery::Beacons;
 use gate::Gate;
 use half::Half;
 use handshake::Lookup;
@@ -311,8 +311,8 @@ fn stream_config(config: &Config) -> stream::Config {
 enum Origin {
     /// Straight from this address.
     Direct(SocketAddr),
-    /// Through the beacon, which names this sender; nothing proves it.
-    Relay(NodeId),
+    /// Named by a beacon as the sender, which nothing proves; and that beacon.
+    Relay(NodeId, SocketAddr),
 }
 
 /// A node's protocol state.
@@ -340,7 +340,7 @@ pub struct Engine {
     lookups: BTreeMap<NodeId, Lookup>,
     gate: Gate,
     limits: Limits,
-    beacon: Beacon,
+    beacons: Beacons,
     /// Our own addresses.
     local: Vec<Candidate>,
     /// Direct paths may be opened by punching.
@@ -400,7 +400,7 @@ impl Engine {
             lookups: BTreeMap::new(),
             gate,
             limits,
-            beacon: Beacon::default(),
+            beacons: Beacons::default(),
             local: Vec::new(),
             punching: true,
             punches: BTreeMap::new(),
@@ -432,7 +432,7 @@ impl Engine {
     /// The socket layer could not deliver to this address (ICMP unreachable).
     pub fn handle_unreachable(&mut self, now: Instant, to: SocketAddr) {
         let to = SocketAddr::new(to.ip().to_canonical(), to.port());
-        if Some(to) == self.beacon.addr {
+        if self.beacons.contains(to) {
             return;
         }
         let affected = |(node, peer): (&NodeId, &mut Peer)| {
@@ -522,7 +522,7 @@ impl Engine {
             self.remove_peer(peer);
             self.streams.reset_node(now, peer);
         }
-        if self.beacon.addr.is_some() {
+        if self.beacons.chosen().is_some() {
             self.ask_beacon(now);
         }
     }

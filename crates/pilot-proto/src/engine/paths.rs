@@ -16,7 +16,7 @@ impl Engine {
     /// Our interfaces or routes changed, or the machine slept: the beacon is asked how it sees us now, and every way to
     /// every peer in use is tried anew at once.
     pub fn network_changed(&mut self, now: Instant) {
-        if self.beacon.addr.is_some() {
+        if self.beacons.chosen().is_some() {
             self.ask_beacon(now);
         }
         let nodes: Vec<NodeId> = self.peers.keys().copied().collect();
@@ -37,7 +37,7 @@ impl Engine {
 
     /// All tunnel peers, by node id.
     pub fn peers(&self) -> Vec<PeerStatus> {
-        let beacon = self.beacon.addr;
+        let beacon = self.beacons.chosen();
         let status = |(node, peer): (&NodeId, &Peer)| {
             let choice = peer.path.choose(beacon.is_some(), self.config.relay_only);
             let endpoint = match choice {

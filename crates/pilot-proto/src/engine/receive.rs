@@ -32,7 +32,7 @@ impl Engine {
     }
 
     fn receive_beacon(&mut self, now: Instant, from: SocketAddr, datagram: &mut [u8]) {
-        if self.beacon.addr != Some(from) {
+        if !self.beacons.contains(from) {
             self.drops.not_the_beacon += 1;
             return;
         }
@@ -42,7 +42,7 @@ impl Engine {
                     self.drops.empty_relay += 1;
                     return;
                 }
-                self.receive_frame(now, Origin::Relay(sender), &mut datagram[DELIVER_HEADER..]);
+                self.receive_frame(now, Origin::Relay(sender, from), &mut datagram[DELIVER_HEADER..]);
             }
             Ok(Message::DiscoverReply(addr)) => self.discovered(now, addr, datagram),
             Ok(Message::PunchCommand(addr)) => self.punch(now, addr),
@@ -226,7 +226,7 @@ impl Engine {
                 touch |= moved || probing != peer.path.deadline(true);
             }
             Origin::Direct(_) => {}
-            Origin::Relay(_) => {
+            Origin::Relay(..) => {
                 let probing = peer.path.deadline(true);
                 peer.path.relayed_in(now);
                 touch |= probing != peer.path.deadline(true);
@@ -322,7 +322,7 @@ impl Engine {
         peer.unreadable = true;
         let known = match origin {
             Origin::Direct(from) => peer.path.addresses().any(|addr| addr == from),
-            Origin::Relay(_) => true,
+            Origin::Relay(..) => true,
         };
         let told = known && peer.exchange.is_none() && !peer.in_cooldown(now);
         self.start_exchange(now, node);

@@ -132,7 +132,7 @@ impl Engine {
             if !at.is_empty() {
                 tried = format!(" at {}", at.join(", "));
             }
-            if self.beacon.addr.is_some() {
+            if self.beacons.chosen().is_some() {
                 tried.push_str(if at.is_empty() { " through the relay" } else { " and through the relay" });
             }
         }
@@ -176,7 +176,7 @@ impl Engine {
 
     /// Sends PILA and PILK to a peer with a session, straight and through the relay.
     fn recover(&mut self, now: Instant, node: NodeId) {
-        let beacon = self.beacon.addr.is_some();
+        let beacon = self.beacons.chosen().is_some();
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.recovery.attempted(now);
         let ask_route = peer.recovery.attempts == ASK_ROUTE;

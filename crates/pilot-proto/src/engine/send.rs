@@ -120,18 +120,19 @@ impl Engine {
     fn way(&mut self, now: Instant, node: NodeId, way: Option<Origin>) -> Option<(SocketAddr, bool)> {
         match way {
             Some(Origin::Direct(to)) if !self.config.relay_only => return Some((to, false)),
-            Some(_) => return self.beacon.addr.map(|beacon| (beacon, true)),
+            Some(Origin::Relay(_, via)) => return Some((via, true)),
+            Some(Origin::Direct(_)) => return self.beacons.chosen().map(|beacon| (beacon, true)),
             None => {}
         }
         let peer = self.peers.get_mut(&node)?;
-        match peer.path.choose(self.beacon.addr.is_some(), self.config.relay_only) {
+        match peer.path.choose(self.beacons.chosen().is_some(), self.config.relay_only) {
             Choice::Direct(to) => {
                 if peer.path.sent_directly(now) {
                     self.touch(node);
                 }
                 Some((to, false))
             }
-            Choice::Relay => self.beacon.addr.map(|beacon| (beacon, true)),
+            Choice::Relay => self.beacons.chosen().map(|beacon| (beacon, true)),
             Choice::None => None,
         }
     }
@@ -282,7 +283,7 @@ impl Engine {
             return Some((node, self.carried.asks));
         }
         let (peers, own, config) = (&self.peers, self.node, &self.config);
-        let beacon = self.beacon.addr.is_some();
+        let beacon = self.beacons.chosen().is_some();
         let path = |node: NodeId| {
             if node == own {
                 let max_payload = config.loopback_payload.clamp(SAFE_PAYLOAD, MAX_PATH_PAYLOAD);

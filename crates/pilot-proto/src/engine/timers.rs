@@ -26,7 +26,7 @@ impl Engine {
         }
         let peer = self.timers.first().map(|(at, _)| *at);
         let lookup = self.lookups.values().map(|l| l.asked + LOOKUP_TIMEOUT).min();
-        [peer, lookup, self.beacon.next, self.streams.next_timeout()].into_iter().flatten().min()
+        [peer, lookup, self.beacons.next, self.streams.next_timeout()].into_iter().flatten().min()
     }
 
     fn arm(&mut self, now: Instant, node: NodeId) {
@@ -44,7 +44,7 @@ impl Engine {
     }
 
     pub(super) fn run_timers(&mut self, now: Instant) {
-        if self.beacon.next.is_some_and(|at| at <= now) {
+        if self.beacons.next.is_some_and(|at| at <= now) {
             self.beacon_timeout(now);
         }
         self.expire_lookups(now);
@@ -114,7 +114,7 @@ impl Engine {
     }
 
     fn path_timeout(&mut self, now: Instant, node: NodeId, connections: bool) {
-        let fallback = self.beacon.addr.is_some();
+        let fallback = self.beacons.chosen().is_some();
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let may_upgrade = peer.may_upgrade(now, connections, self.config.relay_only);
         match peer.path.tick(now, may_upgrade, fallback) {

@@ -338,9 +338,12 @@ impl Engine {
         if pinned || plain || upgrade.live(now) {
             return;
         }
-        let from = if let Origin::Direct(from) = origin { Some(from) } else { None };
+        let (from, relayed) = match origin {
+            Origin::Direct(from) => (from, false),
+            Origin::Relay(_, via) => (via, true),
+        };
         let at = upgrade.fallback.map_or(now + PATIENCE, |fallback| fallback.at);
-        upgrade.fallback = Some(Fallback { x25519: *x25519, from, at });
+        upgrade.fallback = Some(Fallback { x25519: *x25519, from, relayed, at });
     }
 
     // ---- sessions --------------------------------------------------------------------------------------------
@@ -441,7 +444,8 @@ impl Engine {
                 again = peer.salvage.take(now);
             }
         }
-        let origin = fallback.from.map_or(Origin::Relay(node), Origin::Direct);
+        let from = fallback.from;
+        let origin = if fallback.relayed { Origin::Relay(node, from) } else { Origin::Direct(from) };
         self.accept_exchange(now, node, &fallback.x25519, Some(&key), origin);
         for packet in again {
             self.send_now(now, node, &packet, None);
@@ -563,7 +567,7 @@ impl Engine {
         let relay = drive.attempts > RELAY_FROM;
         let frame = self.exchange_frame(now, node, true);
         let Some(peer) = self.peers.get(&node) else { return };
-        match peer.path.choose(self.beacon.addr.is_some(), self.config.relay_only) {
+        match peer.path.choose(self.beacons.chosen().is_some(), self.config.relay_only) {
             Choice::Direct(to) => {
                 self.send_control(to, frame.clone());
                 if relay {

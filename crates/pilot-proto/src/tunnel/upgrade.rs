@@ -106,8 +106,10 @@ pub struct Previous {
 pub struct Fallback {
     /// The peer's X25519 key.
     pub x25519: [u8; 32],
-    /// Where its frame came from; `None`: through the relay.
-    pub from: Option<SocketAddr>,
+    /// Where its frame came from.
+    pub from: SocketAddr,
+    /// That is a beacon, which relayed it.
+    pub relayed: bool,
     /// When the wait is over.
     pub at: Instant,
 }
