@@ -1,7 +1,9 @@
 //! How a peer is reached: directly or through the beacon's relay (spec 04 sections 8 to 13).
 
 pub mod candidates;
+pub mod nat;
 pub mod peer;
 
 pub use candidates::{Candidate, CandidateKind, MAX_CANDIDATES};
+pub use nat::{NatClass, PortRange};
 pub use peer::{Choice, Path, Tick};
