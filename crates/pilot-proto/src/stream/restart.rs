@@ -127,7 +127,7 @@ impl Conn {
         let nothing_expected = self.closing.wants_close() || self.closing.peer_done;
         let reason = if nothing_expected && self.send.fin_was_sent() && self.send.all_acked() {
             // It has closed and forgotten the connection; only its answer to our FIN was lost.
-            CloseReason::Closed
+            self.closing.reason.unwrap_or(CloseReason::Closed)
         } else if self.doubt.rekeyed {
             CloseReason::PeerRestarted
         } else if self.closing.peer_done && self.send.fin_was_sent() {

@@ -434,6 +434,20 @@ fn a_fin_numbered_before_bytes_that_have_come_ends_nothing() {
 }
 
 #[test]
+fn an_idle_close_that_the_peer_took_and_forgot_is_still_told_as_idle() {
+    let mut s = Script::new(Config::default());
+    let (conn, ack) = open_own(&mut s);
+    s.send(ACK, 111, ack, 512, b"\0hello");
+    assert_eq!(s.read_all(conn), b"hello");
+    let sent = s.wait(110 * SECOND);
+    assert!(sent.iter().any(|p| p.header.flags & FIN != 0), "{sent:?}");
+    assert!(!s.events.iter().any(|e| matches!(e, StreamEvent::Closed(..))), "the FIN is repeated");
+    s.send(RST, 0, 0, 0, b"PSNC");
+    // What the application wrote after the FIN was refused: in order would be a lie.
+    assert!(s.happened(&StreamEvent::Closed(conn, CloseReason::Idle)));
+}
+
+#[test]
 fn conversations_of_any_size_end_complete_on_a_bad_path() {
     let seeds: u64 = std::env::var("PILOT_STREAM_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(30);
     for seed in 0..seeds {
