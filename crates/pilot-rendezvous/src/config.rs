@@ -17,6 +17,8 @@ pub struct Config {
     pub registry_addr: SocketAddr,
     /// UDP address of the beacon; port 0 picks a free one.
     pub beacon_addr: SocketAddr,
+    /// Where the beacon answers Discovers a second time, so that a node sees how its NAT maps.
+    pub beacon_probe: ProbePort,
     /// `host:port` under which nodes reach the beacon, handed out in place of the address of relay-only nodes.
     /// `None`: the beacon's address if it is bound to one, else the address a client reached the registry at, with
     /// the beacon's port.
@@ -45,6 +47,7 @@ impl fmt::Debug for Config {
         f.debug_struct("Config")
             .field("registry_addr", &self.registry_addr)
             .field("beacon_addr", &self.beacon_addr)
+            .field("beacon_probe", &self.beacon_probe)
             .field("advertise_beacon", &self.advertise_beacon)
             .field("store", &self.store)
             .field("tls", &self.tls)
@@ -64,6 +67,7 @@ impl Default for Config {
         Config {
             registry_addr: SocketAddr::new(any, REGISTRY_PORT),
             beacon_addr: SocketAddr::new(any, BEACON_PORT),
+            beacon_probe: ProbePort::Next,
             advertise_beacon: None,
             store: StoreConfig::Memory,
             tls: Tls::Off,
@@ -83,6 +87,17 @@ impl Config {
         let local = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
         Config { registry_addr: local, beacon_addr: local, ..Config::default() }
     }
+}
+
+/// The second UDP port of the beacon. At it nothing but Discovers is answered, and nothing is remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProbePort {
+    /// The one after the beacon's, or a free one where the beacon takes a free one; none if that is taken.
+    Next,
+    /// This one.
+    At(u16),
+    /// None: nodes of other operators' beacons or with two beacons do not need it.
+    Off,
 }
 
 /// Where the directory is kept.

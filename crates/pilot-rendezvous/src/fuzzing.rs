@@ -136,6 +136,10 @@ pub fn beacon(input: &[u8]) {
         // What a spoofed sender can make us send: two datagrams, none much longer than its own.
         assert!(sent <= 2, "{sent} datagrams for one");
         assert!(longest <= len.max(20), "{longest} bytes for {len}");
+        // The second port answers with no more than it gets.
+        beacon.probe(peer(*from), bytes, &Nobody, now, &mut |to, out| {
+            assert!(to == peer(*from) && out.len() <= len, "{} bytes for {len}", out.len());
+        });
         beacon.notify(u32::from(*from), now, &mut |_, _| {});
         if *secs > 60 {
             beacon.sweep(now);

@@ -55,5 +55,5 @@ mod store;
 mod tls;
 mod wire;
 
-pub use config::{BEACON_PORT, Config, Limits, REGISTRY_PORT, Rate, StoreConfig, Tls};
+pub use config::{BEACON_PORT, Config, Limits, ProbePort, REGISTRY_PORT, Rate, StoreConfig, Tls};
 pub use server::{Server, StartError, Stats};

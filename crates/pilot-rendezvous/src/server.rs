@@ -3,7 +3,7 @@
 use crate::admission::{Admission, Place};
 use crate::beacon::task::{Hint, SharedCounters};
 use crate::beacon::{self, Beacon, Directory, Known};
-use crate::config::{Config, Limits, StoreConfig};
+use crate::config::{Config, Limits, ProbePort, StoreConfig};
 use crate::conn;
 use crate::cost::Budget;
 use crate::limits::{Reached, contains};
@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 
@@ -42,7 +42,7 @@ pub enum StartError {
     /// An address could not be bound.
     #[error("cannot listen on {what} {addr}: {source}")]
     Bind {
-        /// `registry TCP` or `beacon UDP`.
+        /// `registry TCP`, `beacon UDP` or `beacon probe UDP`.
         what: &'static str,
         /// The configured address.
         addr: SocketAddr,
@@ -217,6 +217,7 @@ impl Shared {
 pub struct Server {
     registry_addr: SocketAddr,
     beacon_addr: SocketAddr,
+    probe_addr: Option<SocketAddr>,
     fingerprint: Option<String>,
     shared: Option<Arc<Shared>>,
     counters: Arc<SharedCounters>,
@@ -271,6 +272,28 @@ fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// Binds the beacon's second port.
+fn probe_socket(wanted: ProbePort, beacon: SocketAddr) -> Result<Option<UdpSocket>, StartError> {
+    let (port, needed) = match wanted {
+        ProbePort::Off => return Ok(None),
+        ProbePort::At(port) => (port, true),
+        ProbePort::Next if beacon.port() == 0 => (0, false),
+        ProbePort::Next => match beacon.port().checked_add(1) {
+            Some(port) => (port, false),
+            None => return Ok(None),
+        },
+    };
+    let addr = SocketAddr::new(beacon.ip(), port);
+    match beacon::task::bind(addr) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(source) if needed => Err(StartError::Bind { what: "beacon probe UDP", addr, source }),
+        Err(e) => {
+            tracing::info!(%addr, error = %e, "no second beacon port: nodes tell the kind of their NAT by other beacons");
+            Ok(None)
+        }
+    }
+}
+
 fn random<const N: usize>() -> Result<[u8; N], StoreError> {
     let mut bytes = [0; N];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| StoreError("the system has no random numbers".into()))?;
@@ -291,15 +314,18 @@ impl Server {
         let udp = beacon::task::bind(config.beacon_addr).map_err(bind("beacon UDP", config.beacon_addr))?;
         let registry_addr = tcp.local_addr().map_err(bind("registry TCP", config.registry_addr))?;
         let beacon_addr = udp.local_addr().map_err(bind("beacon UDP", config.beacon_addr))?;
+        let probe = probe_socket(config.beacon_probe, config.beacon_addr)?;
+        let probe_addr = probe.as_ref().and_then(|socket| socket.local_addr().ok());
         let (tls, fingerprint) = match crate::tls::acceptor(&config.tls, &config.store)? {
             Some((acceptor, fingerprint)) => (Some(acceptor), Some(fingerprint)),
             None => (None, None),
         };
-        let (store, writer, registry) = {
+        let (store, writer, mut registry) = {
             let config = config.clone();
             let open = tokio::task::spawn_blocking(move || open(&config, beacon_addr)).await;
             open.map_err(|e| StartError::Store { path: "(store)".into(), reason: e.to_string() })??
         };
+        registry.probe_port(probe_addr.map(|addr| addr.port()));
         let (hints, hinted) = mpsc::channel(HINT_QUEUE);
         let (stop, stopping) = watch::channel(false);
         let (alive, ended) = mpsc::channel(1);
@@ -328,7 +354,8 @@ impl Server {
             secret: random().map_err(|e| StartError::Store { path: "(random)".into(), reason: e.0 })?,
         });
         let directory = Lookups(shared.clone());
-        let task = beacon::task::run(udp, beacon, directory, counters.clone(), hinted, stopping.clone());
+        let task =
+            beacon::task::run(udp, probe, beacon, directory, counters.clone(), hinted, stopping.clone());
         tokio::spawn(held(alive.clone(), task));
         tokio::spawn(held(alive.clone(), reap(shared.clone(), stopping.clone())));
         tokio::spawn(accept(tcp, tls, shared.clone(), stopping, alive));
@@ -336,6 +363,7 @@ impl Server {
         Ok(Server {
             registry_addr,
             beacon_addr,
+            probe_addr,
             fingerprint,
             shared: Some(shared),
             counters,
@@ -353,6 +381,11 @@ impl Server {
     /// Address the beacon listens on.
     pub fn beacon_addr(&self) -> SocketAddr {
         self.beacon_addr
+    }
+
+    /// Address of the beacon's second port, if it has one.
+    pub fn probe_addr(&self) -> Option<SocketAddr> {
+        self.probe_addr
     }
 
     /// SHA-256 of the leaf certificate as 64 lower-case hex digits: what clients pin. `None` without TLS.

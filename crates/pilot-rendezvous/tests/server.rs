@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Client, Peer, SOON};
-use pilot_rendezvous::{Config, Limits, Rate, Server, StartError, StoreConfig, Tls};
+use pilot_rendezvous::{Config, Limits, ProbePort, Rate, Server, StartError, StoreConfig, Tls};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
@@ -36,6 +36,8 @@ async fn a_node_registers_is_found_and_survives_on_heartbeats() {
     assert_eq!(answer["address"], "0:0000.0000.0001");
     assert_eq!(answer["observed_addr"], "127.0.0.1:4000");
     assert_eq!(answer["beacon_port"], server.beacon_addr().port());
+    let probe = server.probe_addr().unwrap();
+    assert_eq!(answer["beacon_ports"], json!([server.beacon_addr().port(), probe.port()]));
     assert_eq!(answer["registry_id"].as_str().unwrap().len(), 32);
     c.ok(a.own("heartbeat", json!({}))).await;
     c.ok(a.own("set_visibility", json!({"public": true}))).await;
@@ -52,6 +54,38 @@ async fn a_node_registers_is_found_and_survives_on_heartbeats() {
     assert_eq!(server.stats().nodes_online, 2);
     server.shutdown().await;
     assert_eq!(c.next().await, None, "shutdown closes connections");
+}
+
+#[tokio::test]
+async fn the_second_beacon_port_follows_the_first_answers_and_can_be_left_out() {
+    let server = Server::start(Config::loopback()).await.unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let mut discover = [0; 20];
+    discover[0] = 1;
+    let mut answers = Vec::new();
+    for port in [server.beacon_addr(), server.probe_addr().unwrap()] {
+        socket.send_to(&discover, port).await.unwrap();
+        let mut answer = [0; 64];
+        let (len, from) = timeout(SOON, socket.recv_from(&mut answer)).await.unwrap().unwrap();
+        assert_eq!(from, port);
+        answers.push(answer[..len].to_vec());
+    }
+    assert_eq!(answers[0], answers[1], "no NAT between");
+    let taken = server.probe_addr().unwrap().port();
+    let at = |probe| Config { beacon_probe: probe, ..Config::loopback() };
+    let failed = Server::start(at(ProbePort::At(taken))).await.unwrap_err();
+    assert!(failed.to_string().starts_with("cannot listen on beacon probe UDP"), "{failed}");
+    let without = Server::start(at(ProbePort::Off)).await.unwrap();
+    assert_eq!(without.probe_addr(), None);
+    let mut c = Client::connect(without.registry_addr()).await;
+    let answer = Peer::new(1).register(&mut c).await;
+    assert_eq!(answer["beacon_ports"], json!([without.beacon_addr().port()]));
+    // Where the next port is taken, the beacon does without.
+    let next =
+        Config { beacon_addr: std::net::SocketAddr::from(([127, 0, 0, 1], taken - 1)), ..Config::loopback() };
+    if let Ok(server) = Server::start(next).await {
+        assert_eq!(server.probe_addr(), None);
+    }
 }
 
 #[tokio::test]

@@ -23,6 +23,8 @@ const ROUTE_TTL: Duration = Duration::from_secs(90);
 const NOTIFY_INTERVAL: Duration = Duration::from_secs(2);
 /// Node ids in one Sync: what a datagram carries.
 const MAX_SYNC: usize = 16_000;
+/// Shortest Discover answered at the second port: the longest reply. So that port never sends more than it receives.
+const PROBE_LEN: usize = 20;
 /// Discoveries answered, per source and per network.
 const DISCOVERS: Rate = Rate { per_second: 100.0, burst: 1000.0 };
 const NETWORK_DISCOVERS: Rate = Rate { per_second: 1000.0, burst: 10_000.0 };
@@ -180,15 +182,8 @@ impl Beacon {
         send: &mut impl FnMut(SocketAddr, &[u8]),
     ) {
         let exempt = self.exempt(from.ip());
-        if !exempt {
-            let known = self.table.get(node).is_some_and(|e| e.addr == from) || directory.reached(from.ip());
-            let allowed = self.discovers.take(source(from.ip()), now)
-                && self.network_discovers.take(network(from.ip()), now)
-                && (known || self.strange_discovers.charge(1, now, Duration::ZERO).is_ok());
-            if !allowed {
-                self.counters.discover_limited += 1;
-                return;
-            }
+        if !exempt && !self.answers(from, node, directory, now) {
+            return;
         }
         self.claim(from, node, proof, exempt, directory, now);
         // Only who asks with more than the reply gets the longer one.
@@ -197,6 +192,36 @@ impl Beacon {
         Message::DiscoverReply(from).emit(&mut out);
         out.extend_from_slice(cookie.as_ref().map_or(&[], |c| &c[..]));
         send(from, &out);
+    }
+
+    /// Whether a Discover from there is within the budgets.
+    fn answers(&mut self, from: SocketAddr, node: NodeId, directory: &impl Directory, now: Instant) -> bool {
+        let known = self.table.get(node).is_some_and(|e| e.addr == from) || directory.reached(from.ip());
+        let allowed = self.discovers.take(source(from.ip()), now)
+            && self.network_discovers.take(network(from.ip()), now)
+            && (known || self.strange_discovers.charge(1, now, Duration::ZERO).is_ok());
+        self.counters.discover_limited += u64::from(!allowed);
+        allowed
+    }
+
+    /// Handles a datagram at the second port, where a Discover is answered and nothing is remembered: a node behind a
+    /// NAT that maps per destination has another address there, at which nothing else reaches it.
+    pub fn probe(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        directory: &impl Directory,
+        now: Instant,
+        send: &mut impl FnMut(SocketAddr, &[u8]),
+    ) {
+        let from = canonical(from);
+        let node = match Message::parse(datagram) {
+            Ok(Message::Discover { node, .. }) if datagram.len() >= PROBE_LEN => node,
+            _ => return self.counters.garbage += 1,
+        };
+        if self.exempt(from.ip()) || self.answers(from, node, directory, now) {
+            reply(&Message::DiscoverReply(from), from, send);
+        }
     }
 
     /// Takes note of where a node says it is; false if that is not where it is taken to be.

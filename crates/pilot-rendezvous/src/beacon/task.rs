@@ -16,6 +16,8 @@ use tokio::sync::{mpsc, watch};
 const BUFFER: usize = 65_535;
 /// Receive calls before other work gets a turn.
 const BURST: usize = 8;
+/// Datagrams taken from the second port before other work gets a turn.
+const PROBES: usize = 32;
 /// Socket buffers asked for, bytes; the system may give less.
 const SOCKET_BUFFER: usize = 8 << 20;
 const SYNC_INTERVAL: Duration = Duration::from_secs(10);
@@ -65,9 +67,26 @@ pub(crate) fn bind(addr: SocketAddr) -> std::io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
+/// An address as a socket of either family takes it.
+fn mapped(to: SocketAddr, v6: bool) -> SocketAddr {
+    match to {
+        SocketAddr::V4(a) if v6 => SocketAddr::new(a.ip().to_ipv6_mapped().into(), a.port()),
+        other => other,
+    }
+}
+
+/// Ready when the socket, if there is one, has something to read.
+async fn readable(socket: Option<&UdpSocket>) -> std::io::Result<()> {
+    match socket {
+        Some(socket) => socket.readable().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Serves until stopped.
 pub(crate) async fn run(
     socket: UdpSocket,
+    probe: Option<UdpSocket>,
     mut beacon: Beacon,
     directory: impl Directory,
     counters: std::sync::Arc<SharedCounters>,
@@ -86,12 +105,8 @@ pub(crate) async fn run(
     let mut unsent = 0;
     loop {
         let mut send = |to: SocketAddr, bytes: &[u8]| {
-            let to = match to {
-                SocketAddr::V4(a) if v6 => SocketAddr::new(a.ip().to_ipv6_mapped().into(), a.port()),
-                other => other,
-            };
             // A full socket buffer or an unreachable host loses the datagram, as any network may.
-            if socket.try_send_to(bytes, to).is_err() {
+            if socket.try_send_to(bytes, mapped(to, v6)).is_err() {
                 unsent += 1;
             }
         };
@@ -116,6 +131,19 @@ pub(crate) async fn run(
                             beacon.handle(meta.addr, datagram, &directory, now, &mut send);
                         }
                     }
+                }
+                tokio::task::yield_now().await;
+            }
+            Ok(()) = readable(probe.as_ref()) => {
+                for _ in 0..PROBES {
+                    let Some(probe) = &probe else { break };
+                    // Longer ones are cut: what follows the layout is ignored.
+                    let mut buffer = [0; 64];
+                    let Ok((len, from)) = probe.try_recv_from(&mut buffer) else { break };
+                    let mut answer = |to: SocketAddr, bytes: &[u8]| {
+                        let _ = probe.try_send_to(bytes, mapped(to, v6));
+                    };
+                    beacon.probe(from, &buffer[..len], &directory, Instant::now(), &mut answer);
                 }
                 tokio::task::yield_now().await;
             }

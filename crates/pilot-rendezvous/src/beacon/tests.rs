@@ -98,6 +98,46 @@ fn discover_tells_a_node_its_address_in_the_recorded_bytes() {
 }
 
 #[test]
+fn the_second_port_tells_an_address_and_remembers_nothing() {
+    let mut w = world(Settings::default());
+    let probe = |w: &mut World, from: &str, bytes: &[u8]| {
+        let mut sent = Vec::new();
+        let mut send = |to: SocketAddr, b: &[u8]| sent.push((to.to_string(), b.to_vec()));
+        w.beacon.probe(addr(from), bytes, &w.directory, w.now, &mut send);
+        sent
+    };
+    w.discover(A, 7);
+    let discover = |node: u32, len: usize| [&[1][..], &node.to_be_bytes(), &vec![0; len - 5]].concat();
+    // The mapping of a NAT that gives each destination its own.
+    assert_eq!(
+        probe(&mut w, "203.0.113.2:4001", &discover(7, 20)),
+        [("203.0.113.2:4001".to_owned(), bytes(&Message::DiscoverReply(addr("203.0.113.2:4001"))))]
+    );
+    assert_eq!(probe(&mut w, "[2001:db8::1]:9", &discover(0, 20))[0].1.len(), 20);
+    let proof = discover::sign(&Identity::from_seed([1; 32]).unwrap(), "", 7, 1, &[0; 8]);
+    assert_eq!(
+        probe(&mut w, "203.0.113.2:4001", &proof)[0].1.len(),
+        8,
+        "no cookie: the address is not to be proven"
+    );
+    assert_eq!(w.relay(B, 9, 7)[0].0, A, "the entry is where it was");
+    assert_eq!(w.beacon.counters.nodes, 1);
+    let before = w.beacon.counters.garbage;
+    assert_eq!(probe(&mut w, A, &discover(7, 19)), [], "shorter than the longest reply");
+    for other in [
+        Message::PunchRequest { requester: 7, target: 7 },
+        Message::Relay { from: 7, to: 7, frame: &[b'x'; 30] },
+        Message::DiscoverEx { node: 7 },
+    ] {
+        assert_eq!(probe(&mut w, A, &[&bytes(&other)[..], &[0; 20]].concat()), []);
+    }
+    assert_eq!(w.beacon.counters.garbage, before + 4);
+    // It shares the budgets of the first one.
+    while !w.discover(B, 9).is_empty() {}
+    assert_eq!(probe(&mut w, B, &discover(9, 20)), []);
+}
+
+#[test]
 fn a_punch_sends_both_sides_to_each_other_and_an_unknown_target_nobody() {
     let mut w = world(Settings::default());
     assert_eq!(w.send(A, &Message::PunchRequest { requester: 1, target: 2 }), []);

@@ -48,6 +48,8 @@ pub(crate) struct Settings {
     pub advertise_beacon: Option<String>,
     /// Where the beacon is bound.
     pub beacon: SocketAddr,
+    /// Its second port.
+    pub probe_port: Option<u16>,
 }
 
 /// What one connection has shown; belongs to its task and is handed in with each request.
@@ -183,6 +185,7 @@ impl Registry {
             stale_after: config.stale_after,
             advertise_beacon: config.advertise_beacon.clone(),
             beacon,
+            probe_port: None,
         };
         let mut r = Registry {
             settings,
@@ -378,6 +381,16 @@ impl Registry {
             self.save(id);
         }
         changed
+    }
+
+    /// The beacon answers Discovers at this port, too.
+    pub fn probe_port(&mut self, port: Option<u16>) {
+        self.settings.probe_port = port;
+    }
+
+    /// The UDP ports at which the beacon answers Discovers, its own first.
+    fn beacon_ports(&self) -> Vec<u16> {
+        [Some(self.settings.beacon.port()), self.settings.probe_port].into_iter().flatten().collect()
     }
 
     /// The beacon's address as this client can reach it.

@@ -139,6 +139,7 @@ impl Registry {
             "registry_id": self.registry_id,
             "time": now.unix(),
             "beacon_port": self.settings.beacon.port(),
+            "beacon_ports": self.beacon_ports(),
             "key_generation": self.nodes.get(&id).map_or(0, |n| n.record.rotate_count),
         });
         if req.has("hostname") {

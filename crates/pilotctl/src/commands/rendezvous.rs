@@ -9,7 +9,7 @@ use crate::lifecycle::stop::{self, Stopped};
 use crate::lifecycle::{logfile, make_private_dir};
 use crate::output::Ctx;
 use pilot_daemon::config::{LogFormat, LogSettings};
-use pilot_rendezvous::{Config, Server, StartError, Stats, StoreConfig, Tls};
+use pilot_rendezvous::{Config, ProbePort, Server, StartError, Stats, StoreConfig, Tls};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -28,6 +28,7 @@ macro_rules! with_run_flags {
             $($more,)*
             Flag::value("registry-addr", "HOST:PORT", "TCP address of the registry (0.0.0.0:9000)"),
             Flag::value("beacon-addr", "HOST:PORT", "UDP address of the beacon (0.0.0.0:9001)"),
+            Flag::value("beacon-probe-port", "PORT", "second UDP port of the beacon, or off (the one after the beacon's)"),
             Flag::switch("free-ports", "take free ports where the wanted ones are taken"),
             STORE,
             Flag::switch("tls", "serve TLS with a certificate of its own, or the one given"),
@@ -49,7 +50,7 @@ pub const COMMANDS: &[Spec] = &[
         about: "start a registry and beacon",
         args: &[],
         flags: with_run_flags!(Flag::switch("foreground", "do not detach")),
-        returns: "pid, registry_addr, beacon_addr, store, log_file, tls_fingerprint?",
+        returns: "pid, registry_addr, beacon_addr, beacon_probe_addr?, store, log_file, tls_fingerprint?",
         tier: Tier::Core,
         run: Run::Sync(start),
     },
@@ -67,7 +68,7 @@ pub const COMMANDS: &[Spec] = &[
         about: "whether a registry and beacon run here, and where",
         args: &[],
         flags: &[STORE],
-        returns: "running, pid, registry_addr?, beacon_addr?, store, log_file, counters?",
+        returns: "running, pid, registry_addr?, beacon_addr?, beacon_probe_addr?, store, log_file, counters?",
         tier: Tier::Core,
         run: Run::Sync(status),
     },
@@ -107,11 +108,18 @@ fn start(ctx: &Ctx, args: &Args) -> CliResult {
     if let Some(pid) = place.running()? {
         return Err(already_running(pid));
     }
-    let mut flags: Vec<String> =
-        ["registry-addr", "beacon-addr", "tls-cert", "tls-key", "log-level", "log-format"]
-            .iter()
-            .filter_map(|name| args.value(name).map(|value| format!("--{name}={value}")))
-            .collect();
+    let mut flags: Vec<String> = [
+        "registry-addr",
+        "beacon-addr",
+        "beacon-probe-port",
+        "tls-cert",
+        "tls-key",
+        "log-level",
+        "log-format",
+    ]
+    .iter()
+    .filter_map(|name| args.value(name).map(|value| format!("--{name}={value}")))
+    .collect();
     flags.extend(["free-ports", "tls"].iter().filter(|name| args.on(name)).map(|name| format!("--{name}")));
     flags.push(format!("--store={}", place.store.display()));
     let token = args.value("admin-token").map(|token| ("PILOT_ADMIN_TOKEN", token.to_owned()));
@@ -217,6 +225,17 @@ fn settings(ctx: &Ctx, args: &Args, place: &Place) -> Result<(Config, LogSetting
         }),
     };
     let defaults = Config::default();
+    let probe = match args.value("beacon-probe-port") {
+        None => ProbePort::Next,
+        Some("off") => ProbePort::Off,
+        Some(text) => match text.parse::<u16>() {
+            Ok(port) if port != 0 => ProbePort::At(port),
+            _ => {
+                return Err(CliError::invalid(format!("--beacon-probe-port: {text:?} is no port"))
+                    .hint("1 to 65535, or off"));
+            }
+        },
+    };
     let tls = match (args.on("tls"), args.value("tls-cert"), args.value("tls-key")) {
         (_, Some(cert), Some(key)) => Tls::Files { cert: cert.into(), key: key.into() },
         (true, None, None) => Tls::SelfSigned,
@@ -227,6 +246,7 @@ fn settings(ctx: &Ctx, args: &Args, place: &Place) -> Result<(Config, LogSetting
     let config = Config {
         registry_addr: addr("registry-addr", defaults.registry_addr)?,
         beacon_addr: addr("beacon-addr", defaults.beacon_addr)?,
+        beacon_probe: probe,
         store: StoreConfig::File(place.store.clone()),
         tls,
         admin_token: token.map(str::to_owned),
@@ -280,6 +300,7 @@ fn serve(ctx: &Ctx, args: &Args, detached: Option<&Detached>) -> CliResult {
         let state = State {
             registry: server.registry_addr(),
             beacon: server.beacon_addr(),
+            probe: server.probe_addr(),
             fingerprint: server.tls_fingerprint().map(str::to_owned),
         };
         place.record(&state)?;
@@ -350,9 +371,10 @@ async fn bind(mut config: Config, free_ports: bool) -> Result<Server, CliError> 
             Ok(server) => return Ok(server),
             Err(StartError::Bind { what, addr, .. }) if free_ports && addr.port() != 0 => {
                 tracing::warn!(%addr, "address is taken, using a free port");
-                match what.starts_with("registry") {
-                    true => config.registry_addr.set_port(0),
-                    false => config.beacon_addr.set_port(0),
+                match what {
+                    "registry TCP" => config.registry_addr.set_port(0),
+                    "beacon UDP" => config.beacon_addr.set_port(0),
+                    _ => config.beacon_probe = ProbePort::Next,
                 }
             }
             Err(e @ StartError::Bind { .. }) => {

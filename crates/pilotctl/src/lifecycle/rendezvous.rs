@@ -107,6 +107,8 @@ pub struct State {
     pub registry: SocketAddr,
     /// UDP.
     pub beacon: SocketAddr,
+    /// The beacon's second port, UDP.
+    pub probe: Option<SocketAddr>,
     /// SHA-256 of its certificate; `None`: plain TCP.
     pub fingerprint: Option<String>,
 }
@@ -116,6 +118,9 @@ impl State {
     pub fn to_json(&self) -> Value {
         let mut value =
             json!({"registry_addr": self.registry.to_string(), "beacon_addr": self.beacon.to_string()});
+        if let Some(probe) = &self.probe {
+            value["beacon_probe_addr"] = json!(probe.to_string());
+        }
         if let Some(fingerprint) = &self.fingerprint {
             value["tls_fingerprint"] = json!(fingerprint);
         }
@@ -128,6 +133,7 @@ impl State {
         Some(State {
             registry: addr("registry_addr")?,
             beacon: addr("beacon_addr")?,
+            probe: addr("beacon_probe_addr"),
             fingerprint: value["tls_fingerprint"].as_str().map(str::to_owned),
         })
     }
@@ -211,6 +217,7 @@ mod tests {
         let state = State {
             registry: "0.0.0.0:9000".parse().unwrap(),
             beacon: "[::]:9001".parse().unwrap(),
+            probe: Some("[::]:9002".parse().unwrap()),
             fingerprint: Some("ab".repeat(32)),
         };
         place.record(&state).unwrap();
