@@ -27,6 +27,12 @@ pub struct Config {
     pub store: StoreConfig,
     /// Encryption of registry connections.
     pub tls: Tls,
+    /// A second TCP address, always with TLS, for networks that let out little else than port 443. Registry and compat
+    /// transport (spec 04 section 17) share it, as they share the first.
+    pub tls_listener: Option<TlsListener>,
+    /// `wss://` or `ws://` URL under which nodes reach the compat transport, if a reverse proxy is in front of it. `None`: a
+    /// node takes the host it knows the registry by, and the port of the listener with TLS if there is one.
+    pub advertise_compat: Option<String>,
     /// Token for network administration; `None` disables requests that need it.
     pub admin_token: Option<String>,
     /// Most identities kept, online or not (1 to 4,294,967,295).
@@ -51,6 +57,8 @@ impl fmt::Debug for Config {
             .field("advertise_beacon", &self.advertise_beacon)
             .field("store", &self.store)
             .field("tls", &self.tls)
+            .field("tls_listener", &self.tls_listener)
+            .field("advertise_compat", &self.advertise_compat)
             .field("admin_token", &self.admin_token.as_ref().map(|_| "(set)"))
             .field("max_nodes", &self.max_nodes)
             .field("stale_after", &self.stale_after)
@@ -71,6 +79,8 @@ impl Default for Config {
             advertise_beacon: None,
             store: StoreConfig::Memory,
             tls: Tls::Off,
+            tls_listener: None,
+            advertise_compat: None,
             admin_token: None,
             max_nodes: 1_000_000,
             stale_after: Duration::from_secs(30 * 60),
@@ -124,6 +134,15 @@ pub enum Tls {
     /// A self-signed certificate, made once and kept beside the store file, so that its fingerprint survives
     /// restarts; with [`StoreConfig::Memory`] it lives as long as the process.
     SelfSigned,
+}
+
+/// An address that is served with TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsListener {
+    /// Port 0 picks a free one.
+    pub addr: SocketAddr,
+    /// The certificate; not [`Tls::Off`].
+    pub tls: Tls,
 }
 
 /// A token bucket: `burst` at once, then `per_second`.

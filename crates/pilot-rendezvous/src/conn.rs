@@ -21,7 +21,7 @@ use tokio::time::timeout;
 /// A connection without a whole request for this long is closed.
 const READ_DEADLINE: Duration = Duration::from_secs(5 * 60);
 /// The same before its first request.
-const FIRST_DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const FIRST_DEADLINE: Duration = Duration::from_secs(30);
 /// A request that has begun must be complete within this time: memory is not held for those who never finish.
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
 /// An answer must be taken within this time.

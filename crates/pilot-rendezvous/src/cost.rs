@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Units of about 10 µs of one processor.
 const REQUEST: u32 = 1;
 /// A signature to check.
-const SIGNATURE: u32 = 6;
+pub(crate) const SIGNATURE: u32 = 6;
 /// A signature that was wrong, on top.
 const BAD_SIGNATURE: u32 = 24;
 /// Something to store.
@@ -128,9 +128,14 @@ impl Budget {
 
     /// Counts a wrong signature, which makes its source's next requests wait sooner.
     pub fn bad_signature(&self, s: &Session) {
+        self.bad_signature_of(s.peer.ip(), s.exempt);
+    }
+
+    /// The same, of a connection that is no registry session.
+    pub fn bad_signature_of(&self, ip: IpAddr, exempt: bool) {
         self.bad_signatures.fetch_add(1, Ordering::Relaxed);
-        if !s.exempt {
-            let _ = self.charge(s.peer.ip(), BAD_SIGNATURE, PATIENCE);
+        if !exempt {
+            let _ = self.charge(ip, BAD_SIGNATURE, PATIENCE);
         }
     }
 

@@ -38,6 +38,7 @@
 mod admission;
 mod beacon;
 mod clock;
+mod compat;
 mod config;
 mod conn;
 mod cost;
@@ -55,5 +56,7 @@ mod store;
 mod tls;
 mod wire;
 
-pub use config::{BEACON_PORT, Config, Limits, ProbePort, REGISTRY_PORT, Rate, StoreConfig, Tls};
+pub use config::{
+    BEACON_PORT, Config, Limits, ProbePort, REGISTRY_PORT, Rate, StoreConfig, Tls, TlsListener,
+};
 pub use server::{Server, StartError, Stats};

@@ -1,14 +1,15 @@
 //! Start, supervision and shutdown.
 
 use crate::admission::{Admission, Place};
-use crate::beacon::task::{Hint, SharedCounters};
+use crate::beacon::task::{Hint, Inputs, SharedCounters};
 use crate::beacon::{self, Beacon, Directory, Known};
-use crate::config::{Config, Limits, ProbePort, StoreConfig};
+use crate::compat::{self, Compat, Peeked};
+use crate::config::{Config, Limits, ProbePort, StoreConfig, Tls, TlsListener};
 use crate::conn;
 use crate::cost::Budget;
 use crate::limits::{Reached, contains};
 use crate::push::Subscriptions;
-use crate::registry::{Now, Registry, Session};
+use crate::registry::{Door, Now, Registry, Session};
 use crate::store::sqlite::Sqlite;
 use crate::store::{Store as _, StoreError, writer};
 use pilot_proto::NodeId;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
@@ -42,7 +44,7 @@ pub enum StartError {
     /// An address could not be bound.
     #[error("cannot listen on {what} {addr}: {source}")]
     Bind {
-        /// `registry TCP`, `beacon UDP` or `beacon probe UDP`.
+        /// `registry TCP`, `registry TLS`, `beacon UDP` or `beacon probe UDP`.
         what: &'static str,
         /// The configured address.
         addr: SocketAddr,
@@ -131,6 +133,12 @@ pub struct Stats {
     pub claims_dropped: u64,
     /// Datagrams that are no message to a beacon.
     pub beacon_garbage: u64,
+    /// Nodes that reach the beacon over a WebSocket now.
+    pub compat_nodes: u64,
+    /// WebSockets closed because they did not prove their node.
+    pub compat_refused: u64,
+    /// Frames not relayed: the receiver's WebSocket takes them too slowly.
+    pub compat_dropped: u64,
 }
 
 /// What all tasks share.
@@ -143,6 +151,7 @@ pub(crate) struct Shared {
     pub requests: AtomicU64,
     pub errors: AtomicU64,
     pub budget: Budget,
+    pub compat: Compat,
     reached: Reached,
     /// Highest node id given out.
     last_node: AtomicU32,
@@ -163,6 +172,7 @@ impl Shared {
             store: writer::start(store).unwrap().0,
             subscriptions: Subscriptions::default(),
             hints,
+            compat: Compat::new().0,
             reached: Reached::new(Instant::now()),
             last_node,
             budget: Budget::new(&config.limits),
@@ -180,6 +190,15 @@ impl Shared {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A registered node.
+    pub fn known(&self, node: NodeId) -> Option<Known> {
+        // Invented ids are not worth the lock.
+        if node > self.last_node.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.registry().known(node)
+    }
+
     fn exempt(&self, ip: IpAddr) -> bool {
         (self.limits.exempt_loopback && ip.to_canonical().is_loopback())
             || self.limits.exempt.iter().any(|(net, prefix)| contains(*net, *prefix, ip))
@@ -191,11 +210,7 @@ struct Lookups(Arc<Shared>);
 
 impl Directory for Lookups {
     fn find(&self, node: NodeId) -> Option<Known> {
-        // Invented ids are not worth the lock.
-        if node > self.0.last_node.load(Ordering::Relaxed) {
-            return None;
-        }
-        self.0.registry().known(node)
+        self.0.known(node)
     }
 
     fn reached(&self, ip: IpAddr) -> bool {
@@ -216,6 +231,7 @@ impl Shared {
 /// A running registry and beacon. Dropping it stops it without waiting; prefer [`Server::shutdown`].
 pub struct Server {
     registry_addr: SocketAddr,
+    tls_addr: Option<SocketAddr>,
     beacon_addr: SocketAddr,
     probe_addr: Option<SocketAddr>,
     fingerprint: Option<String>,
@@ -250,6 +266,15 @@ fn check(config: &Config) -> Result<(), StartError> {
     if config.admin_token.as_deref() == Some("") {
         return invalid("admin_token", "must not be empty; leave it out to disable administration");
     }
+    if config.tls_listener.as_ref().is_some_and(|listener| listener.tls == Tls::Off) {
+        return invalid("tls_listener", "needs a certificate");
+    }
+    if config.advertise_compat.as_deref().is_some_and(|url| !is_socket_url(url)) {
+        return invalid(
+            "advertise_compat",
+            "must be a wss:// or ws:// URL of at most 256 characters, without user name",
+        );
+    }
     if config.advertise_beacon.as_deref().is_some_and(|a| {
         !a.rsplit_once(':')
             .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p != 0))
@@ -257,6 +282,13 @@ fn check(config: &Config) -> Result<(), StartError> {
         return invalid("advertise_beacon", "must be host:port");
     }
     Ok(())
+}
+
+fn is_socket_url(url: &str) -> bool {
+    let rest = url.strip_prefix("wss://").or_else(|| url.strip_prefix("ws://"));
+    let authority = rest.and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
+    let plain = url.bytes().all(|b| b.is_ascii_graphic());
+    url.len() <= 256 && plain && !authority.is_empty() && !authority.contains('@')
 }
 
 fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
@@ -316,9 +348,27 @@ impl Server {
         let beacon_addr = udp.local_addr().map_err(bind("beacon UDP", config.beacon_addr))?;
         let probe = probe_socket(config.beacon_probe, config.beacon_addr)?;
         let probe_addr = probe.as_ref().and_then(|socket| socket.local_addr().ok());
-        let (tls, fingerprint) = match crate::tls::acceptor(&config.tls, &config.store)? {
-            Some((acceptor, fingerprint)) => (Some(acceptor), Some(fingerprint)),
-            None => (None, None),
+        let certified = crate::tls::acceptor(&config.tls, &config.store)?;
+        let second = match &config.tls_listener {
+            None => None,
+            Some(TlsListener { addr, tls }) => {
+                let tcp = listen(*addr).map_err(bind("registry TLS", *addr))?;
+                let bound = tcp.local_addr().map_err(bind("registry TLS", *addr))?;
+                // One certificate for both, even where it lives as long as the process.
+                let certified = match &certified {
+                    Some(certified) if *tls == config.tls => Some(certified.clone()),
+                    _ => crate::tls::acceptor(tls, &config.store)?,
+                };
+                Some((tcp, bound, certified))
+            }
+        };
+        let tls_addr = second.as_ref().map(|(_, bound, _)| *bound);
+        let of_second = second.as_ref().and_then(|(_, _, certified)| certified.as_ref());
+        let fingerprint = of_second.or(certified.as_ref()).map(|(_, fingerprint)| fingerprint.clone());
+        let door = Door {
+            port: tls_addr.unwrap_or(registry_addr).port(),
+            fingerprint: fingerprint.clone(),
+            url: config.advertise_compat.clone(),
         };
         let (store, writer, mut registry) = {
             let config = config.clone();
@@ -326,7 +376,9 @@ impl Server {
             open.map_err(|e| StartError::Store { path: "(store)".into(), reason: e.to_string() })??
         };
         registry.probe_port(probe_addr.map(|addr| addr.port()));
+        registry.set_door(door);
         let (hints, hinted) = mpsc::channel(HINT_QUEUE);
+        let (compat, arrivals) = Compat::new();
         let (stop, stopping) = watch::channel(false);
         let (alive, ended) = mpsc::channel(1);
         let last_node = AtomicU32::new(registry.last_node());
@@ -336,6 +388,7 @@ impl Server {
             store,
             subscriptions: Subscriptions::default(),
             hints,
+            compat,
             reached: Reached::new(Instant::now()),
             last_node,
             limits: config.limits.clone(),
@@ -354,14 +407,21 @@ impl Server {
             secret: random().map_err(|e| StartError::Store { path: "(random)".into(), reason: e.0 })?,
         });
         let directory = Lookups(shared.clone());
+        let inputs = Inputs { hints: hinted, arrivals };
         let task =
-            beacon::task::run(udp, probe, beacon, directory, counters.clone(), hinted, stopping.clone());
+            beacon::task::run(udp, probe, beacon, directory, counters.clone(), inputs, stopping.clone());
         tokio::spawn(held(alive.clone(), task));
         tokio::spawn(held(alive.clone(), reap(shared.clone(), stopping.clone())));
+        if let Some((tcp, _, certified)) = second {
+            let tls = certified.map(|(acceptor, _)| acceptor);
+            tokio::spawn(accept(tcp, tls, shared.clone(), stopping.clone(), alive.clone()));
+        }
+        let tls = certified.map(|(acceptor, _)| acceptor);
         tokio::spawn(accept(tcp, tls, shared.clone(), stopping, alive));
-        tracing::info!(registry = %registry_addr, beacon = %beacon_addr, tls = fingerprint.is_some(), "rendezvous started");
+        tracing::info!(registry = %registry_addr, beacon = %beacon_addr, tls = ?tls_addr, "rendezvous started");
         Ok(Server {
             registry_addr,
+            tls_addr,
             beacon_addr,
             probe_addr,
             fingerprint,
@@ -376,6 +436,11 @@ impl Server {
     /// Address the registry listens on.
     pub fn registry_addr(&self) -> SocketAddr {
         self.registry_addr
+    }
+
+    /// Address that is always served with TLS, if there is one.
+    pub fn tls_addr(&self) -> Option<SocketAddr> {
+        self.tls_addr
     }
 
     /// Address the beacon listens on.
@@ -407,6 +472,8 @@ impl Server {
             claims_refused: beacon.claims_refused,
             claims_dropped: beacon.claims_dropped,
             beacon_garbage: beacon.garbage,
+            compat_nodes: beacon.sockets,
+            compat_dropped: beacon.slow_dropped,
             ..Stats::default()
         };
         if let Some(shared) = &self.shared {
@@ -428,6 +495,7 @@ impl Server {
             stats.subscriptions = shared.subscriptions.len() as u64;
             stats.requests = shared.requests.load(Ordering::Relaxed);
             stats.errors = shared.errors.load(Ordering::Relaxed);
+            stats.compat_refused = shared.compat.refused.load(Ordering::Relaxed);
             stats.commits = shared.store.commits();
         }
         stats
@@ -556,9 +624,9 @@ async fn connection(
 ) {
     let Ok(local) = stream.local_addr() else { return };
     let _ = stream.set_nodelay(true);
-    let session = Session::new(peer, local.ip(), exempt);
+    let caller = Caller { peer, local: local.ip(), exempt, place, shared };
     let Some(tls) = tls else {
-        return conn::serve(stream, shared.clone(), session, Some(place), stop).await;
+        return caller.serve(stream, stop).await;
     };
     if !exempt && !shared.budget.afford(peer.ip(), crate::cost::TLS_HANDSHAKE) {
         return tracing::debug!(%peer, "no TLS handshake: too much work for this source");
@@ -568,9 +636,35 @@ async fn connection(
         _ = stopped(&mut stop) => return,
     };
     match handshake {
-        Ok(Ok(stream)) => conn::serve(stream, shared.clone(), session, Some(place), stop).await,
+        Ok(Ok(stream)) => caller.serve(stream, stop).await,
         Ok(Err(e)) => tracing::debug!(%peer, error = %e, "TLS handshake failed"),
         Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
+    }
+}
+
+/// A connection whose bytes can be read, and where it comes from.
+struct Caller<'a> {
+    peer: SocketAddr,
+    local: IpAddr,
+    exempt: bool,
+    place: Place,
+    shared: &'a Arc<Shared>,
+}
+
+impl Caller<'_> {
+    /// Serves what it speaks: the registry's protocol or HTTP.
+    async fn serve<S: AsyncRead + AsyncWrite + Unpin>(self, stream: S, mut stop: watch::Receiver<bool>) {
+        let Caller { peer, local, exempt, place, shared } = self;
+        let first = tokio::select! {
+            first = tokio::time::timeout(conn::FIRST_DEADLINE, Peeked::new(stream)) => first,
+            _ = stopped(&mut stop) => return,
+        };
+        let Ok(Ok(Some(stream))) = first else { return };
+        if stream.is_http() {
+            return compat::serve(stream, shared, peer, exempt, place, stop).await;
+        }
+        let session = Session::new(peer, local, exempt);
+        conn::serve(stream, shared.clone(), session, Some(place), stop).await;
     }
 }
 

@@ -3,6 +3,9 @@
 pub mod addr;
 pub mod beacon;
 pub mod capability;
+pub mod compat;
 pub mod discover;
 pub mod frame;
+pub mod http;
 pub mod packet;
+pub mod websocket;

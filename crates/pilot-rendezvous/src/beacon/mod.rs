@@ -1,5 +1,6 @@
 //! The beacon's state: datagrams in, datagrams out (spec 04 sections 2 to 5). No I/O; the clock is passed in.
 
+mod sockets;
 mod table;
 pub(crate) mod task;
 #[cfg(test)]
@@ -10,6 +11,7 @@ use crate::limits::{Buckets, Meter, network, source};
 use pilot_proto::NodeId;
 use pilot_proto::wire::beacon::Message;
 use pilot_proto::wire::discover::SignedDiscover;
+use sockets::Sockets;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -61,6 +63,10 @@ pub(crate) struct Counters {
     pub claims_dropped: u64,
     /// Datagrams that are no message to a beacon.
     pub garbage: u64,
+    /// Nodes with a WebSocket.
+    pub sockets: u64,
+    /// Frames not relayed: the receiver's WebSocket takes them too slowly.
+    pub slow_dropped: u64,
 }
 
 /// What the registry knows of a node.
@@ -96,6 +102,7 @@ pub(crate) struct Settings {
 pub(crate) struct Beacon {
     settings: Settings,
     table: Table,
+    sockets: Sockets,
     routes: HashMap<NodeId, SocketAddr>,
     /// When each peer beacon was last heard of.
     heard: HashMap<SocketAddr, Instant>,
@@ -121,6 +128,7 @@ impl Beacon {
         Beacon {
             table: Table::new(settings.registry.clone(), settings.secret),
             settings,
+            sockets: Sockets::default(),
             routes: HashMap::new(),
             heard: HashMap::new(),
             discovers: Buckets::new(DISCOVERS),
@@ -262,7 +270,9 @@ impl Beacon {
             self.counters.punch_refused += 1;
             return;
         }
-        let Some(target_addr) = self.table.get(target).map(|e| e.addr) else {
+        // A node with a WebSocket has no UDP to punch with.
+        let reachable = self.table.get(target).filter(|_| !self.sockets.has(target));
+        let Some(target_addr) = reachable.map(|e| e.addr) else {
             tracing::trace!(requester, target, "punch target is not at this beacon");
             return;
         };
@@ -302,6 +312,24 @@ impl Beacon {
         if let Some(entry) = self.table.get_mut(node).filter(|e| e.addr == from) {
             entry.seen = now;
         }
+        self.forward(peer, to, datagram, send);
+    }
+
+    /// Sends a Relay frame on to where its destination is: its WebSocket, its address, its beacon, in this order.
+    fn forward(
+        &mut self,
+        peer: bool,
+        to: NodeId,
+        datagram: &mut [u8],
+        send: &mut impl FnMut(SocketAddr, &[u8]),
+    ) {
+        if self.sockets.has(to) {
+            match self.sockets.push(to, deliver(datagram)) {
+                true => self.counters.relayed += 1,
+                false => self.counters.slow_dropped += 1,
+            }
+            return;
+        }
         // Never from beacon to beacon to beacon: stale tables must not make frames go round.
         let route = self.routes.get(&to).filter(|_| !peer);
         if let Some(entry) = self.table.get(to).filter(|entry| !entry.weak || route.is_none()) {
@@ -309,10 +337,7 @@ impl Beacon {
                 datagram[0] = 0x09;
                 send(entry.addr, datagram);
             } else {
-                // Type and sender move up against the frame, over the destination. `parse` saw nine bytes.
-                datagram.copy_within(1..5, 5);
-                datagram[4] = 0x06;
-                send(entry.addr, &datagram[4..]);
+                send(entry.addr, deliver(datagram));
             }
         } else if let Some(route) = route {
             send(*route, datagram);
@@ -332,7 +357,8 @@ impl Beacon {
         self.routes.retain(|_, via| *via != from);
         for id in nodes.as_chunks::<4>().0 {
             let id = u32::from_be_bytes(*id);
-            if self.table.get(id).is_none_or(|entry| entry.weak) && self.routes.len() < MAX_ROUTES {
+            let ours = self.sockets.has(id) || self.table.get(id).is_some_and(|entry| !entry.weak);
+            if !ours && self.routes.len() < MAX_ROUTES {
                 self.routes.insert(id, from);
             }
         }
@@ -345,6 +371,9 @@ impl Beacon {
 
     /// Tells a node that something waits for it at the registry.
     pub fn notify(&mut self, node: NodeId, now: Instant, send: &mut impl FnMut(SocketAddr, &[u8])) {
+        if self.sockets.has(node) {
+            return self.sockets.notify(node, now);
+        }
         let Some(entry) = self.table.get_mut(node) else { return };
         if entry.notified.is_some_and(|at| now.saturating_duration_since(at) < NOTIFY_INTERVAL) {
             return;
@@ -366,12 +395,22 @@ impl Beacon {
         if self.settings.peers.is_empty() {
             return;
         }
-        let ours = self.table.ids().filter(|(id, weak)| !weak || !self.routes.contains_key(id));
-        let nodes: Vec<u8> = ours.take(MAX_SYNC).flat_map(|(id, _)| id.to_be_bytes()).collect();
+        let by_udp = self.table.ids().filter(|(id, weak)| !weak || !self.routes.contains_key(id));
+        let by_udp = by_udp.map(|(id, _)| id).filter(|id| !self.sockets.has(*id));
+        let nodes: Vec<u8> =
+            self.sockets.ids().chain(by_udp).take(MAX_SYNC).flat_map(NodeId::to_be_bytes).collect();
         for peer in &self.settings.peers {
             reply(&Message::Sync { beacon: self.settings.id, nodes: &nodes }, *peer, send);
         }
     }
+}
+
+/// What the receiver of a Relay frame gets: type and sender move up against the frame, over the destination.
+fn deliver(relay: &mut [u8]) -> &[u8] {
+    // `Message::parse` saw nine bytes.
+    relay.copy_within(1..5, 5);
+    relay[4] = 0x06;
+    &relay[4..]
 }
 
 fn reply(message: &Message<'_>, to: SocketAddr, send: &mut impl FnMut(SocketAddr, &[u8])) {

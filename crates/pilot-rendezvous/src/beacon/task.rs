@@ -1,6 +1,7 @@
 //! The beacon's socket.
 
 use super::{Beacon, Counters, Directory};
+use crate::compat::Arrival;
 use crate::server::stopped;
 use pilot_proto::NodeId;
 use quinn_udp::{BATCH_SIZE, RecvMeta, UdpSockRef, UdpSocketState};
@@ -20,6 +21,8 @@ const BURST: usize = 8;
 const PROBES: usize = 32;
 /// Socket buffers asked for, bytes; the system may give less.
 const SOCKET_BUFFER: usize = 8 << 20;
+/// Messages of WebSockets handled before other work gets a turn.
+const ARRIVALS: usize = 64;
 const SYNC_INTERVAL: Duration = Duration::from_secs(10);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -30,6 +33,12 @@ pub(crate) enum Hint {
     Handshake(NodeId),
     /// The node has registered, from this IP address.
     Registered(NodeId, Option<IpAddr>),
+}
+
+/// What reaches the beacon beside its sockets.
+pub(crate) struct Inputs {
+    pub hints: mpsc::Receiver<Hint>,
+    pub arrivals: mpsc::Receiver<Arrival>,
 }
 
 /// The counters, readable from outside the task.
@@ -90,7 +99,7 @@ pub(crate) async fn run(
     mut beacon: Beacon,
     directory: impl Directory,
     counters: std::sync::Arc<SharedCounters>,
-    mut hints: mpsc::Receiver<Hint>,
+    Inputs { mut hints, mut arrivals }: Inputs,
     mut stop: watch::Receiver<bool>,
 ) {
     let state = match UdpSocketState::new(UdpSockRef::from(&socket)) {
@@ -103,6 +112,7 @@ pub(crate) async fn run(
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     let v6 = socket.local_addr().is_ok_and(|a| a.is_ipv6());
     let mut unsent = 0;
+    let mut arrived = Vec::with_capacity(ARRIVALS);
     loop {
         let mut send = |to: SocketAddr, bytes: &[u8]| {
             // A full socket buffer or an unreachable host loses the datagram, as any network may.
@@ -146,6 +156,9 @@ pub(crate) async fn run(
                     beacon.probe(from, &buffer[..len], &directory, Instant::now(), &mut answer);
                 }
                 tokio::task::yield_now().await;
+            }
+            n = arrivals.recv_many(&mut arrived, ARRIVALS), if !arrivals.is_closed() => {
+                arrived.drain(..n).for_each(|arrival| beacon.arrived(arrival, &mut send));
             }
             Some(hint) = hints.recv() => match hint {
                 Hint::Handshake(node) => beacon.notify(node, Instant::now(), &mut send),

@@ -115,9 +115,20 @@ pub(crate) enum After {
     },
 }
 
+/// Where nodes without UDP come in (docs/extensions.md, "compat").
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Door {
+    pub port: u16,
+    /// Of its certificate; `None`: no TLS.
+    pub fingerprint: Option<String>,
+    /// What the operator says instead.
+    pub url: Option<String>,
+}
+
 /// The whole directory.
 pub(crate) struct Registry {
     settings: Settings,
+    door: Option<Door>,
     registry_id: String,
     nodes: HashMap<NodeId, Node>,
     by_key: HashMap<Key, NodeId>,
@@ -171,6 +182,11 @@ pub(crate) fn changes(kind: &str) -> bool {
 }
 
 impl Registry {
+    /// Tells nodes from now on where the compat transport is.
+    pub fn set_door(&mut self, door: Door) {
+        self.door = Some(door);
+    }
+
     /// The directory as stored. `registry_id` is used if the store has none yet.
     pub fn load(
         config: &Config,
@@ -189,6 +205,7 @@ impl Registry {
         };
         let mut r = Registry {
             settings,
+            door: None,
             registry_id,
             nodes: HashMap::new(),
             by_key: HashMap::new(),

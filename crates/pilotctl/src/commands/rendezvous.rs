@@ -9,7 +9,7 @@ use crate::lifecycle::stop::{self, Stopped};
 use crate::lifecycle::{logfile, make_private_dir};
 use crate::output::Ctx;
 use pilot_daemon::config::{LogFormat, LogSettings};
-use pilot_rendezvous::{Config, ProbePort, Server, StartError, Stats, StoreConfig, Tls};
+use pilot_rendezvous::{Config, ProbePort, Server, StartError, Stats, StoreConfig, Tls, TlsListener};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,8 +32,10 @@ macro_rules! with_run_flags {
             Flag::switch("free-ports", "take free ports where the wanted ones are taken"),
             STORE,
             Flag::switch("tls", "serve TLS with a certificate of its own, or the one given"),
+            Flag::value("tls-listen", "HOST:PORT", "one more TCP address, always TLS: registry and compat transport (:443)"),
             Flag::value("tls-cert", "FILE", "certificate chain, PEM"),
             Flag::value("tls-key", "FILE", "private key, PEM"),
+            Flag::value("advertise-compat", "URL", "wss:// URL of the compat transport behind a reverse proxy"),
             Flag::value("admin-token", "T", "token for network administration (PILOT_ADMIN_TOKEN)"),
             Flag::value("log-level", "L", "trace, debug, info, warn or error (info)"),
             Flag::value("log-format", "F", "text or json (text)"),
@@ -50,7 +52,7 @@ pub const COMMANDS: &[Spec] = &[
         about: "start a registry and beacon",
         args: &[],
         flags: with_run_flags!(Flag::switch("foreground", "do not detach")),
-        returns: "pid, registry_addr, beacon_addr, beacon_probe_addr?, store, log_file, tls_fingerprint?",
+        returns: "pid, registry_addr, beacon_addr, beacon_probe_addr?, tls_addr?, store, log_file, tls_fingerprint?",
         tier: Tier::Core,
         run: Run::Sync(start),
     },
@@ -68,7 +70,7 @@ pub const COMMANDS: &[Spec] = &[
         about: "whether a registry and beacon run here, and where",
         args: &[],
         flags: &[STORE],
-        returns: "running, pid, registry_addr?, beacon_addr?, beacon_probe_addr?, store, log_file, counters?",
+        returns: "running, pid, registry_addr?, beacon_addr?, beacon_probe_addr?, tls_addr?, store, log_file, counters?",
         tier: Tier::Core,
         run: Run::Sync(status),
     },
@@ -112,8 +114,10 @@ fn start(ctx: &Ctx, args: &Args) -> CliResult {
         "registry-addr",
         "beacon-addr",
         "beacon-probe-port",
+        "tls-listen",
         "tls-cert",
         "tls-key",
+        "advertise-compat",
         "log-level",
         "log-format",
     ]
@@ -151,12 +155,17 @@ fn start(ctx: &Ctx, args: &Args) -> CliResult {
 
 fn addresses(state: &State) -> String {
     let mut out = format!("  Registry: {}\n  Beacon:   {}\n", state.registry, state.beacon);
+    if let Some(tls) = state.tls {
+        out.push_str(&format!("  TLS port: {tls} (registry, compat transport)\n"));
+    }
     let mut join = format!("pilotctl daemon start --registry {}", for_others(state.registry));
     if state.beacon.port() != pilot_rendezvous::BEACON_PORT {
         join.push_str(&format!(" --beacon {}", for_others(state.beacon)));
     }
     if let Some(fingerprint) = &state.fingerprint {
         out.push_str(&format!("  TLS:      {fingerprint}\n"));
+    }
+    if let Some(fingerprint) = state.registry_fingerprint() {
         join.push_str(&format!(" --registry-fingerprint {fingerprint}"));
     }
     out.push_str(&format!("  Join:     {join}\n"));
@@ -236,12 +245,21 @@ fn settings(ctx: &Ctx, args: &Args, place: &Place) -> Result<(Config, LogSetting
             }
         },
     };
-    let tls = match (args.on("tls"), args.value("tls-cert"), args.value("tls-key")) {
-        (_, Some(cert), Some(key)) => Tls::Files { cert: cert.into(), key: key.into() },
-        (true, None, None) => Tls::SelfSigned,
-        (false, None, None) => Tls::Off,
+    let certificate = match (args.value("tls-cert"), args.value("tls-key")) {
+        (Some(cert), Some(key)) => Tls::Files { cert: cert.into(), key: key.into() },
+        (None, None) => Tls::SelfSigned,
         _ => return Err(CliError::invalid("--tls-cert and --tls-key belong together")),
     };
+    let tls_listener = match args.value("tls-listen") {
+        Some(_) => {
+            let addr = addr("tls-listen", defaults.registry_addr)?;
+            Some(TlsListener { addr, tls: certificate.clone() })
+        }
+        None => None,
+    };
+    // A certificate is for the port that was named for it; without one, for the registry's.
+    let given = tls_listener.is_none() && certificate != Tls::SelfSigned;
+    let tls = if args.on("tls") || given { certificate } else { Tls::Off };
     let token = args.value("admin-token").or(ctx.env().get("PILOT_ADMIN_TOKEN"));
     let config = Config {
         registry_addr: addr("registry-addr", defaults.registry_addr)?,
@@ -249,6 +267,8 @@ fn settings(ctx: &Ctx, args: &Args, place: &Place) -> Result<(Config, LogSetting
         beacon_probe: probe,
         store: StoreConfig::File(place.store.clone()),
         tls,
+        tls_listener,
+        advertise_compat: args.value("advertise-compat").map(str::to_owned),
         admin_token: token.map(str::to_owned),
         ..defaults
     };
@@ -296,11 +316,14 @@ fn serve(ctx: &Ctx, args: &Args, detached: Option<&Detached>) -> CliResult {
         let mut interrupt =
             signal(SignalKind::interrupt()).map_err(|e| CliError::io("listen for signals", &e))?;
         let mut hangup = signal(SignalKind::hangup()).map_err(|e| CliError::io("listen for signals", &e))?;
+        let registry_tls = config.tls != Tls::Off;
         let server = bind(config, args.on("free-ports")).await?;
         let state = State {
             registry: server.registry_addr(),
             beacon: server.beacon_addr(),
             probe: server.probe_addr(),
+            tls: server.tls_addr(),
+            registry_tls,
             fingerprint: server.tls_fingerprint().map(str::to_owned),
         };
         place.record(&state)?;
@@ -361,6 +384,9 @@ fn counters(stats: &Stats) -> serde_json::Value {
         "claims_refused": stats.claims_refused,
         "claims_dropped": stats.claims_dropped,
         "beacon_garbage": stats.beacon_garbage,
+        "compat_nodes": stats.compat_nodes,
+        "compat_refused": stats.compat_refused,
+        "compat_dropped": stats.compat_dropped,
     })
 }
 
@@ -371,9 +397,10 @@ async fn bind(mut config: Config, free_ports: bool) -> Result<Server, CliError> 
             Ok(server) => return Ok(server),
             Err(StartError::Bind { what, addr, .. }) if free_ports && addr.port() != 0 => {
                 tracing::warn!(%addr, "address is taken, using a free port");
-                match what {
-                    "registry TCP" => config.registry_addr.set_port(0),
-                    "beacon UDP" => config.beacon_addr.set_port(0),
+                match (what, &mut config.tls_listener) {
+                    ("registry TLS", Some(listener)) => listener.addr.set_port(0),
+                    ("registry TCP", _) => config.registry_addr.set_port(0),
+                    ("beacon UDP", _) => config.beacon_addr.set_port(0),
                     _ => config.beacon_probe = ProbePort::Next,
                 }
             }

@@ -109,6 +109,10 @@ pub struct State {
     pub beacon: SocketAddr,
     /// The beacon's second port, UDP.
     pub probe: Option<SocketAddr>,
+    /// TCP, always with TLS.
+    pub tls: Option<SocketAddr>,
+    /// Whether `registry` is served with TLS, too.
+    pub registry_tls: bool,
     /// SHA-256 of its certificate; `None`: plain TCP.
     pub fingerprint: Option<String>,
 }
@@ -121,6 +125,10 @@ impl State {
         if let Some(probe) = &self.probe {
             value["beacon_probe_addr"] = json!(probe.to_string());
         }
+        if let Some(tls) = &self.tls {
+            value["tls_addr"] = json!(tls.to_string());
+            value["registry_tls"] = json!(self.registry_tls);
+        }
         if let Some(fingerprint) = &self.fingerprint {
             value["tls_fingerprint"] = json!(fingerprint);
         }
@@ -130,17 +138,25 @@ impl State {
     /// The reverse.
     pub fn from_json(value: &Value) -> Option<State> {
         let addr = |key: &str| value[key].as_str()?.parse().ok();
+        let fingerprint = value["tls_fingerprint"].as_str().map(str::to_owned);
         Some(State {
             registry: addr("registry_addr")?,
             beacon: addr("beacon_addr")?,
             probe: addr("beacon_probe_addr"),
-            fingerprint: value["tls_fingerprint"].as_str().map(str::to_owned),
+            tls: addr("tls_addr"),
+            registry_tls: value["registry_tls"].as_bool().unwrap_or(fingerprint.is_some()),
+            fingerprint,
         })
     }
 
     /// The address a process of this machine reaches the registry at.
     pub fn registry_here(&self) -> SocketAddr {
         reachable(self.registry)
+    }
+
+    /// What pins the certificate at `registry`; `None`: plain TCP.
+    pub fn registry_fingerprint(&self) -> Option<&String> {
+        self.fingerprint.as_ref().filter(|_| self.registry_tls)
     }
 
     /// The address a process of this machine reaches the beacon at.
@@ -218,6 +234,8 @@ mod tests {
             registry: "0.0.0.0:9000".parse().unwrap(),
             beacon: "[::]:9001".parse().unwrap(),
             probe: Some("[::]:9002".parse().unwrap()),
+            tls: Some("0.0.0.0:443".parse().unwrap()),
+            registry_tls: false,
             fingerprint: Some("ab".repeat(32)),
         };
         place.record(&state).unwrap();

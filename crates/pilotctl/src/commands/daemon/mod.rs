@@ -138,7 +138,7 @@ fn start(ctx: &Ctx, args: &Args) -> CliResult {
     choice.remember(&file)?;
     given.insert("registry", choice.registry.clone());
     given.extend(choice.beacon.clone().map(|beacon| ("beacon", beacon)));
-    if let Some(fingerprint) = choice.local.as_ref().and_then(|l| l.state.fingerprint.clone()) {
+    if let Some(fingerprint) = choice.local.as_ref().and_then(|l| l.state.registry_fingerprint().cloned()) {
         given.insert("registry_fingerprint", fingerprint);
     }
     let (mut flags, env) = flags::for_child(&given);

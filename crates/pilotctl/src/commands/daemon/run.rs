@@ -45,7 +45,7 @@ fn prepare(ctx: &Ctx, args: &Args, detached: Option<&Detached>) -> CliResult {
         settings.notices().iter().for_each(|notice| ctx.warn(notice));
     }
     let choice = registry::choose(ctx, &settings)?;
-    if let Some(fingerprint) = choice.local.as_ref().and_then(|l| l.state.fingerprint.clone()) {
+    if let Some(fingerprint) = choice.local.as_ref().and_then(|l| l.state.registry_fingerprint().cloned()) {
         given.insert("registry_fingerprint", fingerprint);
     }
     let settings = Settings::new(given, ctx.env(), &file);
