@@ -364,6 +364,9 @@ fn frames_that_cannot_be_read_from_strangers_start_nothing_while_the_session_wor
 
 // ---- rekey -----------------------------------------------------------------------------------------------------
 
+/// Bytes of the frame of one of these datagrams.
+const DATAGRAM_LEN: usize = 36 + 34 + 4;
+
 /// Sends a numbered datagram each way every `step`, for `time`; returns how many arrived at 1 and at 2.
 fn busy(net: &mut Net, time: Duration, step: Duration) -> (usize, usize, usize) {
     net.take_events(1);
@@ -426,7 +429,7 @@ fn rekeys_under_loss_and_reordering_lose_only_what_the_network_loses() {
     net.filter = Box::new(move |s| {
         n = n.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         let lose = (n >> 33) % 10 == 0;
-        if lose && s.kind() == "PILU" && s.bytes.len() > 70 {
+        if lose && s.kind() == "PILU" && s.bytes.len() == DATAGRAM_LEN {
             let mut count = count.borrow_mut();
             if s.to == addr_of(1) { count.0 += 1 } else { count.1 += 1 }
         }

@@ -107,8 +107,15 @@ impl Shared {
 
     /// Answers the engine's question for a key.
     pub(crate) async fn answer_key(&self, node: NodeId) {
+        // A pinned key is the answer whatever the registry says: the key exchange need not wait for it.
+        let pinned = self.pinned_key(node);
+        if pinned.is_some() {
+            self.command(Command::PeerKey(node, pinned));
+        }
         let key = self.believed_key(node).await;
-        self.command(Command::PeerKey(node, key));
+        if pinned.is_none() || key != pinned {
+            self.command(Command::PeerKey(node, key));
+        }
     }
 
     /// A session proved that its peer holds this key.

@@ -1,8 +1,9 @@
 //! Packets in and datagrams out: streams, datagrams, control (spec 03 sections 3, 6, 18, 20).
 
 use super::send::MAX_UDP;
-use super::{Engine, Event, Ingress, SendError};
+use super::{Engine, Event, Ingress, Origin, SendError};
 use crate::NodeId;
+use crate::path::{Choice, message};
 use crate::stream::Handled;
 use crate::tunnel::pending;
 use crate::wire::addr::Addr;
@@ -14,11 +15,11 @@ use rand_core::Rng as _;
 use std::time::Instant;
 
 /// What a path probe's payload starts with; our own append a token, by which the pong is told apart.
-const PROBE: &[u8; 12] = b"pathprobe.v1";
+pub(super) const PROBE: &[u8; 12] = b"pathprobe.v1";
 
 impl Engine {
     /// Hands a packet of an established peer to its handler.
-    pub(super) fn deliver(&mut self, now: Instant, node: NodeId, packet: Packet<'_>) {
+    pub(super) fn deliver(&mut self, now: Instant, node: NodeId, packet: Packet<'_>, origin: Origin) {
         // Whoever signs another node's tunnel key as its own shares that node's session with us: what it is sent must not be
         // taken for ours. Old peers leave the destination of control packets empty.
         let to = packet.header.dst.node;
@@ -28,7 +29,7 @@ impl Engine {
         match packet.header.protocol {
             protocol::STREAM => self.deliver_stream(now, node, packet),
             protocol::DATAGRAM => self.deliver_datagram(now, node, packet),
-            protocol::CONTROL => self.deliver_control(now, node, packet),
+            protocol::CONTROL => self.deliver_control(now, node, packet, origin),
             _ => self.drops.unknown_protocol += 1,
         }
     }
@@ -83,10 +84,13 @@ impl Engine {
         self.emit(Event::Knock { node, port, datagram });
     }
 
-    fn deliver_control(&mut self, now: Instant, node: NodeId, packet: Packet<'_>) {
+    fn deliver_control(&mut self, now: Instant, node: NodeId, packet: Packet<'_>, origin: Origin) {
         if packet.header.flags & flags::ACK != 0 {
             // A pong, or a one-way probe; never answered. A pong goes to the port the ping came from.
-            return self.deliver_pong(now, node, packet.payload);
+            return self.deliver_pong(now, node, packet.payload, origin);
+        }
+        if packet.header.dst_port == message::PORT {
+            return self.receive_candidates(now, node, packet.payload);
         }
         if packet.header.dst_port != port::PING {
             return self.drops.control_port += 1;
@@ -109,9 +113,10 @@ impl Engine {
         };
         // Old peers send pings with source node 0; the answer goes to whoever sealed the frame.
         self.send_header(now, node, &pong, packet.payload, None);
+        self.answer_straight(now, node, &pong, packet.payload, origin);
     }
 
-    fn deliver_pong(&mut self, now: Instant, node: NodeId, payload: &[u8]) {
+    fn deliver_pong(&mut self, now: Instant, node: NodeId, payload: &[u8], origin: Origin) {
         if payload.is_empty() {
             return;
         }
@@ -123,35 +128,52 @@ impl Engine {
         if self.config.relay_only {
             return;
         }
-        let changed = peer.path.pong(now, u64::from_be_bytes(token));
+        let straight = if let Origin::Direct(from) = origin { Some(from) } else { None };
+        let changed = peer.path.pong(now, u64::from_be_bytes(token), straight);
         self.touch(node);
         if changed {
             self.streams.path_changed(now, node);
         }
     }
 
-    /// Sends a probe to every address of the peer that is worth one.
-    pub(super) fn send_probes(&mut self, now: Instant, node: NodeId) {
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        if !peer.linked(now) || self.config.relay_only || peer.path.relay_only {
-            return;
-        }
-        let rng = &mut self.rng;
-        for (addr, token) in peer.path.probe_targets(|| rng.next_u64()) {
-            let mut payload = [0; 20];
-            payload[..12].copy_from_slice(PROBE);
-            payload[12..].copy_from_slice(&token.to_be_bytes());
-            self.send_ping(now, node, &payload, Some(super::Origin::Direct(addr)));
+    /// One of our own gets the answer to a probe also on the way the probe came: that is the way it measures, and both
+    /// NATs let pass. References choose themselves where their answers are to come (spec 04 section 9).
+    fn answer_straight(&mut self, now: Instant, node: NodeId, pong: &Header, payload: &[u8], origin: Origin) {
+        let Origin::Direct(from) = origin else { return };
+        let Some(peer) = self.peers.get(&node) else { return };
+        let elsewhere =
+            peer.path.choose(self.beacons.chosen().is_some(), self.config.relay_only) != Choice::Direct(from);
+        if elsewhere
+            && payload.starts_with(PROBE)
+            && peer.session_kind(now) == "upgraded"
+            && !self.config.relay_only
+        {
+            self.send_header(now, node, pong, payload, Some(origin));
         }
     }
 
-    pub(super) fn send_ping(
-        &mut self,
-        now: Instant,
-        node: NodeId,
-        payload: &[u8],
-        way: Option<super::Origin>,
-    ) {
+    /// Sends a probe to the address in use, or to every address of the peer that is worth one.
+    pub(super) fn send_probes(&mut self, now: Instant, node: NodeId, all: bool) {
+        let Some(peer) = self.peers.get(&node) else { return };
+        if !peer.linked(now) || self.config.relay_only || peer.path.relay_only {
+            return;
+        }
+        for addr in peer.path.targets(all) {
+            if !self.may_probe(now, node, addr) {
+                continue;
+            }
+            let token = self.rng.next_u64();
+            if let Some(peer) = self.peers.get_mut(&node) {
+                peer.path.probed(now, addr, token);
+            }
+            let mut payload = [0; 20];
+            payload[..12].copy_from_slice(PROBE);
+            payload[12..].copy_from_slice(&token.to_be_bytes());
+            self.send_ping(now, node, &payload, Some(Origin::Direct(addr)));
+        }
+    }
+
+    pub(super) fn send_ping(&mut self, now: Instant, node: NodeId, payload: &[u8], way: Option<Origin>) {
         let header = Header {
             protocol: protocol::CONTROL,
             src: Addr::backbone(self.node),
@@ -255,7 +277,7 @@ impl Engine {
     fn can_send(&self, node: NodeId) -> bool {
         let Some(peer) = self.peers.get(&node) else { return false };
         let way = peer.path.choose(self.beacons.chosen().is_some(), self.config.relay_only);
-        way != crate::path::Choice::None && (peer.linked(self.latest) || !self.config.encrypt)
+        way != Choice::None && (peer.linked(self.latest) || !self.config.encrypt)
     }
 
     /// In plaintext mode packets only wait for the address.

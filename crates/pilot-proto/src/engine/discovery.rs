@@ -159,6 +159,7 @@ impl Engine {
                 self.ask_beacon(now);
             }
         }
+        self.seen_as(now, addr);
         self.emit(Event::Observed(addr));
     }
 }

@@ -103,6 +103,10 @@ drops! {
     unknown_protocol,
     /// A control packet to a port other than 0.
     control_port,
+    /// A peer's addresses from one that gets none of ours, or too often.
+    candidates_refused,
+    /// A message of addresses that does not follow its layout.
+    bad_candidates,
     /// A datagram of a session that ended, repeated in the next one.
     repeated_datagram,
     /// A datagram without payload.

@@ -30,6 +30,8 @@ pub(super) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 const FAILED_LOOKUP: Duration = Duration::from_secs(3);
 /// The signature of a disputed key is checked at most this often per node.
 const DISPUTE_EVERY: Duration = Duration::from_millis(500);
+/// A key exchange that would gain by the peer's key waits this long for it.
+const KEY_PATIENCE: Duration = Duration::from_millis(10);
 /// Direct addresses that get the first key exchange.
 const MAX_FIRST_CONTACT: usize = 3;
 
@@ -269,6 +271,7 @@ impl Engine {
                 peer.path.contacted_by_relay(now);
             }
         }
+        peer.calls.forget();
         let salvaged = peer.salvage.take(now);
         let pending = peer.pending.take();
         if !pending.is_empty() {
@@ -293,6 +296,7 @@ impl Engine {
         for packet in pending {
             self.send_first(now, node, &packet);
         }
+        self.call_first(now, node);
         self.touch(node);
         self.streams.path_changed(now, node);
     }
@@ -318,7 +322,7 @@ impl Engine {
         {
             peer.path.learn(from);
             if !peer.path.proven() || peer.path.silent_for(now, SILENT) {
-                peer.path.probe_soon(now);
+                peer.path.race(now);
             }
         }
         let silent = now.saturating_duration_since(session.heard()) > SILENT;
@@ -445,6 +449,11 @@ impl Engine {
             }
         }
         let Some(lookup) = self.lookups.remove(&node) else { return };
+        let waits = |peer: &Peer| peer.exchange.is_some_and(|exchange| exchange.attempts == 0);
+        if self.peers.get(&node).is_some_and(waits) {
+            self.send_exchange(now, node);
+            self.touch(node);
+        }
         for (origin, mut held) in lookup.held {
             match Frame::parse(&held) {
                 Ok(Frame::Pila(pila)) => self.receive_pila(now, &pila, origin, false),
@@ -494,7 +503,8 @@ impl Engine {
         if peer.linked(now) {
             return;
         }
-        let located = peer.path.addresses().next().is_some() || peer.path.relay_only;
+        // Through the relay the exchange needs no address: it does not wait for the directory.
+        let located = peer.path.addresses().next().is_some() || self.beacons.chosen().is_some();
         match peer.route {
             RouteState::Known(at) if now.saturating_duration_since(at) < ROUTE_FRESH => {}
             _ => self.want_route(now, node),
@@ -522,6 +532,7 @@ impl Engine {
             Ok(route) => {
                 peer.route = RouteState::Known(now);
                 peer.path.relay_only = route.relay_only;
+                let unplaced = peer.path.addresses().next().is_none();
                 if !self.config.relay_only && !route.relay_only {
                     peer.path.set_routes(&route.direct);
                 }
@@ -531,7 +542,8 @@ impl Engine {
                 }
                 if peer.linked(now) {
                     if !peer.path.proven() && !self.config.relay_only {
-                        peer.path.probe_soon(now);
+                        peer.path.race(now);
+                        self.request_punch_of_reference(now, node);
                     }
                     return self.touch(node);
                 }
@@ -539,8 +551,11 @@ impl Engine {
                     self.flush_pending(now, node);
                     return self.streams.path_changed(now, node);
                 }
-                if peer.exchange.is_none() {
+                if peer.exchange.is_none() || unplaced {
                     self.request_punch(now, node);
+                }
+                if unplaced {
+                    self.send_exchange_straight(now, node);
                 }
                 self.start_exchange(now, node);
             }
@@ -586,9 +601,16 @@ impl Engine {
         match &mut peer.exchange {
             Some(exchange) => exchange.hurry(now),
             None => {
-                peer.exchange = Some(Exchange::new(Pace::Eager, now));
+                // Message 1 of the upgrade needs the peer's key, and a driver that knows it answers at once. What goes out
+                // without costs a round trip more.
+                let wait =
+                    self.lookups.contains_key(&node) && self.config.session_upgrade && node > self.node;
+                let first = if wait { now + KEY_PATIENCE } else { now };
+                peer.exchange = Some(Exchange::new(Pace::Eager, first));
                 self.exchanging += 1;
-                self.send_exchange(now, node);
+                if !wait {
+                    self.send_exchange(now, node);
+                }
             }
         }
         self.touch(node);
@@ -616,6 +638,27 @@ impl Engine {
                 self.send_control(*addr, frame.to_vec());
             }
             self.send_relayed(node, frame);
+        }
+    }
+
+    /// The exchange under way went through the relay alone: now there are addresses, too.
+    fn send_exchange_straight(&mut self, now: Instant, node: NodeId) {
+        let sent = |peer: &Peer| peer.exchange.is_some_and(|exchange| exchange.attempts > 0);
+        if self.config.relay_only || !self.peers.get(&node).is_some_and(|p| sent(p) && !p.path.relay_only) {
+            return;
+        }
+        let frame = self.exchange_frame(now, node, true);
+        let Some(peer) = self.peers.get(&node) else { return };
+        let addresses: Vec<_> = peer.path.addresses().take(MAX_FIRST_CONTACT).collect();
+        for addr in addresses {
+            self.send_control(addr, frame.clone());
+        }
+    }
+
+    /// A reference peer can only be punched by the beacon; our own are asked themselves.
+    fn request_punch_of_reference(&mut self, now: Instant, node: NodeId) {
+        if self.peers.get(&node).is_some_and(|peer| peer.session_kind(now) != "upgraded") {
+            self.request_punch(now, node);
         }
     }
 

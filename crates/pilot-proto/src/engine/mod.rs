@@ -4,6 +4,7 @@
 //! [`Output::Timeout`].
 
 mod admit;
+mod calls;
 mod deliver;
 mod discovery;
 mod drops;
@@ -28,6 +29,8 @@ pub use pins::MAX_PINS;
 use crate::NodeId;
 use crate::crypto::{Identity, Ratchet, TunnelSecret, hkdf_pair};
 use crate::path::Candidate;
+use crate::path::budget::Budget;
+use crate::path::nat::Nat;
 use crate::stream::{self, CloseReason, ConnId, ConnStatus, DialError, Ingress, StreamEvent, Streams};
 use crate::tunnel::limits::Bucket;
 use crate::tunnel::pending::Taken;
@@ -343,8 +346,21 @@ pub struct Engine {
     beacons: Beacons,
     /// Our own addresses.
     local: Vec<Candidate>,
+    /// What peers were told of them last, with what beacons see, and how often that changed.
+    offered: Vec<Candidate>,
+    generation: u32,
+    /// How a beacon saw our socket last.
+    reflexive: Option<SocketAddr>,
+    /// What lies between our socket and the beacons.
+    own_nat: Nat,
+    /// New addresses sent to since the port was seen from which the next ones are guessed.
+    opened: (Option<Instant>, u16),
+    /// What may be sent to unproven addresses.
+    budget: Budget,
     /// Direct paths may be opened by punching.
     punching: bool,
+    /// Random ports may be tried where none can be predicted.
+    birthday: bool,
     /// Punch requests without a punch command yet.
     punches: BTreeMap<NodeId, Instant>,
     punch_bucket: Option<Bucket>,
@@ -402,7 +418,14 @@ impl Engine {
             limits,
             beacons: Beacons::default(),
             local: Vec::new(),
+            offered: Vec::new(),
+            generation: 0,
+            reflexive: None,
+            own_nat: Nat::default(),
+            opened: (None, 0),
+            budget: Budget::default(),
             punching: true,
+            birthday: false,
             punches: BTreeMap::new(),
             punch_bucket: None,
             security_bucket: None,
@@ -441,7 +464,7 @@ impl Engine {
         let affected: Vec<(NodeId, bool)> = self.peers.iter_mut().filter_map(affected).collect();
         for (node, lost) in affected {
             if lost {
-                self.relay_activated(now, node);
+                self.path_lost(now, node);
             }
             self.touch(node);
         }

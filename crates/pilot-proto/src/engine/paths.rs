@@ -2,37 +2,111 @@
 
 use super::{Engine, Peer, PeerStatus};
 use crate::NodeId;
+use crate::path::predict::PeerNat;
 use crate::path::{Candidate, CandidateKind, Choice, MAX_CANDIDATES};
-use std::time::Instant;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// After asking the beacon for a punch, probes wait this long: it takes the beacon's word to open the other side.
+const PUNCH_LEAD: Duration = Duration::from_millis(200);
 
 impl Engine {
     /// All addresses at which we may be reached, best first; the first [`MAX_CANDIDATES`] count. They replace those given
-    /// before.
-    pub fn set_local_candidates(&mut self, _now: Instant, candidates: Vec<Candidate>) {
+    /// before, and peers of our own kind that are in use hear of them.
+    pub fn set_local_candidates(&mut self, now: Instant, mut candidates: Vec<Candidate>) {
+        candidates.truncate(MAX_CANDIDATES);
         self.local = candidates;
-        self.local.truncate(MAX_CANDIDATES);
+        self.offer_changed(now);
     }
 
     /// Our interfaces or routes changed, or the machine slept: the beacon is asked how it sees us now, and every way to
     /// every peer in use is tried anew at once.
     pub fn network_changed(&mut self, now: Instant) {
+        self.own_nat.reset();
         if self.beacons.chosen().is_some() {
             self.ask_beacon(now);
         }
         let nodes: Vec<NodeId> = self.peers.keys().copied().collect();
         for node in nodes {
+            let connections = self.streams.connections_with(node) > 0;
             let Some(peer) = self.peers.get_mut(&node) else { continue };
-            if peer.linked(now) {
-                peer.path.probe_soon(now);
+            if peer.linked(now) && peer.active(now, connections) {
+                peer.path.changed(now);
                 self.touch(node);
-                self.request_punch(now, node);
+                self.invite(now, node);
             }
         }
     }
 
-    /// Whether direct paths may be opened by punching: requests to the beacon, and packets to addresses it names.
+    /// Whether direct paths may be opened by punching. Without it no punch is asked for or obeyed, no port is guessed, and
+    /// only addresses that need no hole are probed: neighbours, public, mapped and operator-given ones, and those that
+    /// frames came from.
     pub fn set_punching(&mut self, on: bool) {
         self.punching = on;
+    }
+
+    /// Whether random ports of a peer are tried when its NAT gives out ports in no order: 128 of them once a minute and
+    /// peer, with a chance of a few in a thousand each time. Off by default, because it looks like a scan.
+    pub fn set_birthday(&mut self, on: bool) {
+        self.birthday = on;
+    }
+
+    /// Packets to addresses nobody had answered from that the budget kept back.
+    pub fn probes_refused(&self) -> u64 {
+        self.budget.refused
+    }
+
+    /// A beacon sees our socket as `mapped`.
+    pub(super) fn seen_as(&mut self, now: Instant, mapped: SocketAddr) {
+        let mapped = SocketAddr::new(mapped.ip().to_canonical(), mapped.port());
+        if self.reflexive.replace(mapped) != Some(mapped) {
+            self.offer_changed(now);
+        }
+    }
+
+    /// Asks for probes from both sides at once: one of our own by a call, a reference through the beacon.
+    pub(super) fn invite(&mut self, now: Instant, node: NodeId) {
+        self.call(now, node, Duration::ZERO);
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if peer.calls.heard() {
+            return;
+        }
+        peer.path.race_after(now, PUNCH_LEAD);
+        if !peer.route.fresh(now) {
+            self.want_route(now, node);
+        }
+        self.request_punch(now, node);
+    }
+
+    /// The direct path to a peer was given up.
+    pub(super) fn path_lost(&mut self, now: Instant, node: NodeId) {
+        self.relay_activated(now, node);
+        // It may be our own address that changed: the beacon must know it for the relay to work, and the directory may know
+        // where the peer is now.
+        self.ask_beacon(now);
+        self.call(now, node, Duration::ZERO);
+        self.request_punch(now, node);
+        self.want_route(now, node);
+    }
+
+    /// Whether this address of a peer may be probed now. Where something authentic came from or an answer, always; elsewhere
+    /// within the budget.
+    pub(super) fn may_probe(&mut self, now: Instant, node: NodeId, addr: SocketAddr) -> bool {
+        let Some(entry) = self.peers.get(&node).and_then(|peer| peer.path.book().get(addr)) else {
+            return false;
+        };
+        if entry.heard.is_some() {
+            return true;
+        }
+        let hole =
+            matches!(entry.kind, CandidateKind::Reflexive | CandidateKind::Learnt | CandidateKind::Predicted);
+        if hole && !self.punching || !self.budget.take(now, addr) {
+            return false;
+        }
+        if entry.probed.is_none() {
+            self.note_opened();
+        }
+        true
     }
 
     /// All tunnel peers, by node id.
@@ -68,7 +142,10 @@ impl Engine {
                     .path
                     .since()
                     .map_or(0, |at| self.latest.saturating_duration_since(at).as_secs()),
-                path_rtt_ms: None,
+                path_rtt_ms: match choice {
+                    Choice::Direct(_) => peer.path.rtt().map(|rtt| rtt.as_secs_f64() * 1e3),
+                    Choice::Relay | Choice::None => None,
+                },
                 path_why: self.why(peer, choice),
             }
         };
@@ -77,14 +154,23 @@ impl Engine {
 
     /// Why the way to a peer is no better one.
     fn why(&self, peer: &Peer, choice: Choice) -> String {
-        let why = match choice {
-            Choice::Direct(_) => "",
+        let (own, its) = (PeerNat::from(self.nat_class()), peer.calls.nat);
+        let known = peer.path.addresses().next().is_some();
+        let relayed = match (own.symmetric(), its.symmetric()) {
             _ if self.config.relay_only => "this node is set to use the relay only",
             _ if peer.path.relay_only => "the peer asks to be reached through the relay only",
-            _ if peer.path.addresses().next().is_none() => "no direct address of the peer is known",
-            Choice::None => "no direct address answered, and no beacon is known",
-            Choice::Relay => "no direct address answered",
+            _ if !known => "no direct address of the peer is known",
+            _ if peer.path.failed() => "the direct path stopped answering; it is tried again",
+            _ if !self.punching => "no direct address answered; punching is off",
+            (true, true) => "no direct address answered; both NATs are symmetric",
+            (true, false) => "no direct address answered; our NAT is symmetric",
+            (false, true) => "no direct address answered; the peer's NAT is symmetric",
+            (false, false) => "no direct address answered",
         };
-        why.to_owned()
+        match choice {
+            Choice::Direct(_) => String::new(),
+            Choice::Relay => relayed.to_owned(),
+            Choice::None => format!("{relayed}; no beacon is known"),
+        }
     }
 }

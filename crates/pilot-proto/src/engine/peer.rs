@@ -1,6 +1,7 @@
 //! What the engine knows about one peer.
 
 use super::admit::Ways;
+use super::calls::Calls;
 use super::half::Half;
 use super::recovery::Recovery;
 use crate::path::Path;
@@ -48,6 +49,13 @@ pub(super) enum RouteState {
     Known(Instant),
 }
 
+impl RouteState {
+    /// The directory's answer is still good.
+    pub(super) fn fresh(self, now: Instant) -> bool {
+        matches!(self, RouteState::Known(at) if now.saturating_duration_since(at) < ROUTE_FRESH)
+    }
+}
+
 /// The session a rekey replaced. It still receives, until the new one has opened a frame.
 #[derive(Debug)]
 pub(super) struct Previous {
@@ -66,6 +74,7 @@ pub(super) struct Peer {
     /// Its upgraded sessions, once there is reason to look for one.
     pub(super) upgrade: Option<Box<Upgrade>>,
     pub(super) path: Path,
+    pub(super) calls: Calls,
     /// Our tunnel key towards it.
     pub(super) half: Arc<Half>,
     pub(super) recovery: Recovery,
@@ -114,6 +123,7 @@ impl Peer {
             confirmed: None,
             upgrade: None,
             path: Path::default(),
+            calls: Calls::default(),
             half,
             recovery: Recovery::default(),
             exchange: None,
@@ -180,6 +190,9 @@ impl Peer {
             at_most(at);
         }
         if let Some(at) = self.recovery.due() {
+            at_most(at);
+        }
+        if let Some(at) = self.calls.deadline() {
             at_most(at);
         }
         if self.exchange.is_none()

@@ -1,7 +1,9 @@
 //! Datagrams in: dispatch, beacon messages, opening of encrypted packets (spec 02 sections 2 and 8).
 
+use super::deliver::PROBE;
 use super::{Engine, Event, Origin};
 use crate::NodeId;
+use crate::path::peer::Arrival;
 use crate::tunnel::exchange::UNREADABLE_EVERY;
 use crate::tunnel::limits::Bucket;
 use crate::tunnel::session::{Fault, OpenError, Remedy};
@@ -59,7 +61,9 @@ impl Engine {
             return;
         }
         for _ in 0..PUNCHES {
-            self.send_control(addr, PILP.to_vec());
+            if self.budget.take(now, addr) {
+                self.send_control(addr, PILP.to_vec());
+            }
         }
         // The command does not say whom it is about. If exactly one peer was asked for, it is that one.
         let recent = |at: &Instant| now.saturating_duration_since(*at) <= PUNCH_ANSWER;
@@ -70,7 +74,7 @@ impl Engine {
         {
             peer.path.learn(addr);
             if peer.linked(now) {
-                peer.path.probe_soon(now);
+                peer.path.race(now);
                 self.touch(node);
             } else {
                 let pila = peer.half.hello.clone();
@@ -185,15 +189,17 @@ impl Engine {
             self.publish_spoofed(now, node, source);
             return false;
         }
-        self.alive(now, node, origin, may_move, old);
+        let probe = packet.header.protocol == protocol::CONTROL && packet.payload.starts_with(PROBE);
+        self.alive(now, node, origin, (may_move, probe), old);
         if !keepalive {
-            self.deliver(now, node, packet);
+            self.deliver(now, node, packet, origin);
         }
         keepalive
     }
 
     /// A frame of this peer opened: it lives, and its half of the exchange is done.
-    fn alive(&mut self, now: Instant, node: NodeId, origin: Origin, may_move: bool, old: bool) {
+    fn alive(&mut self, now: Instant, node: NodeId, origin: Origin, (fresh, probe): (bool, bool), old: bool) {
+        let fallback = self.beacons.chosen().is_some();
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.last_in = now;
         peer.cooldown = None;
@@ -222,7 +228,7 @@ impl Engine {
         match origin {
             Origin::Direct(from) if !self.config.relay_only => {
                 let probing = peer.path.deadline(true);
-                moved = peer.path.direct_in(now, from, may_move);
+                moved = peer.path.direct_in(now, from, Arrival { fresh, probe, fallback });
                 touch |= moved || probing != peer.path.deadline(true);
             }
             Origin::Direct(_) => {}
@@ -361,7 +367,7 @@ impl Engine {
                 peer.path.contacted_directly(now, from);
             }
         }
-        self.deliver(now, node, packet);
+        self.deliver(now, node, packet, origin);
     }
 
     fn publish_spoofed(&mut self, now: Instant, node: NodeId, claimed: NodeId) {

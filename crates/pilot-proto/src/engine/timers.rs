@@ -72,6 +72,7 @@ impl Engine {
         self.upgrade_timeout(now, node, connections);
         self.exchange_timeout(now, node, connections);
         self.path_timeout(now, node, connections);
+        self.call_timeout(now, node);
         self.liveness_timeout(now, node, connections);
         self.recovery_timeout(now, node, connections);
     }
@@ -115,29 +116,16 @@ impl Engine {
 
     fn path_timeout(&mut self, now: Instant, node: NodeId, connections: bool) {
         let fallback = self.beacons.chosen().is_some();
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        let may_upgrade = peer.may_upgrade(now, connections, self.config.relay_only);
-        match peer.path.tick(now, may_upgrade, fallback) {
-            Some(Tick::Probe) => self.send_probes(now, node),
-            Some(Tick::Punch) => {
-                let stale = match peer.route {
-                    RouteState::Known(at) => now.saturating_duration_since(at) >= super::peer::ROUTE_FRESH,
-                    RouteState::Unknown | RouteState::Asked(_) => true,
-                };
-                if stale {
-                    self.want_route(now, node);
-                }
-                self.request_punch(now, node);
+        loop {
+            let Some(peer) = self.peers.get_mut(&node) else { return };
+            let may_upgrade = peer.may_upgrade(now, connections, self.config.relay_only);
+            match peer.path.tick(now, may_upgrade, fallback) {
+                Some(Tick::Check) => self.send_probes(now, node, false),
+                Some(Tick::Probe) => self.send_probes(now, node, true),
+                Some(Tick::Punch) => self.invite(now, node),
+                Some(Tick::Lost) => self.path_lost(now, node),
+                None => return,
             }
-            Some(Tick::Lost) => {
-                self.relay_activated(now, node);
-                // It may be our own address that changed: the beacon must know it for the relay to work, and the
-                // directory may know where the peer is now.
-                self.ask_beacon(now);
-                self.request_punch(now, node);
-                self.want_route(now, node);
-            }
-            None => {}
         }
     }
 
@@ -191,6 +179,9 @@ impl Engine {
         }
         self.want_route(now, node);
         self.request_punch(now, node);
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.calls.forget();
+        }
         self.start_exchange(now, node);
         self.streams.path_changed(now, node);
     }

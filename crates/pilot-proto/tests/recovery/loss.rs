@@ -49,7 +49,8 @@ fn lose_by_epochs(world: &mut World, node: NodeId) {
 
 /// A 1.18.0 node drops its half after five frames that do not open (spec 02 section 10).
 fn lose_by_forgery(world: &mut World) {
-    let pils = |s: &&Sent| s.from == addr_of(1) && s.kind().ends_with("PILS");
+    let way = if world.way == Way::Relay { "relay PILS" } else { "PILS" };
+    let pils = |s: &&Sent| s.from == addr_of(1) && s.kind() == way;
     let mut forged = world.log.iter().rev().find(pils).expect("an encrypted packet").bytes.clone();
     let from = if forged[0] == 5 {
         forged.splice(..9, [6, 0, 0, 0, 1]);
