@@ -7,6 +7,7 @@ use crate::command::{Command, Control, Delivery, DialToken, EngineStatus};
 use crate::insist::SessionPins;
 use crate::listener::{BACKLOG, Incoming};
 use crate::node::{Datagram, NodeEvent};
+use crate::platform::Complaint;
 use crate::socket::{Sent, Socket};
 use crate::stream::{Ends, Link, Stream};
 use bytes::Bytes;
@@ -142,7 +143,10 @@ impl Driver {
             }
             let now = Instant::now();
             let engine = &mut self.engine;
-            self.socket.complaints(|at| engine.handle_unreachable(now, at));
+            self.socket.complaints(|complaint| match complaint {
+                Complaint::Unreachable(to) => engine.handle_unreachable(now, to),
+                Complaint::TooBig { to, mtu } => engine.handle_mtu_hint(now, to, mtu),
+            });
             if self.deadline.is_some_and(|at| at <= now) {
                 self.engine.handle_timeout(now);
             }
@@ -263,6 +267,7 @@ impl Driver {
                 self.blocked = Some((transmit, done + more));
                 return false;
             }
+            Sent::TooBig(len) => self.engine.handle_too_big(Instant::now(), transmit.to, len),
             Sent::Unreachable => self.engine.handle_unreachable(Instant::now(), transmit.to),
         }
         true

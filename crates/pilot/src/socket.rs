@@ -1,6 +1,6 @@
 //! The node's UDP socket: batched, offloaded, non-blocking.
 
-use crate::platform;
+use crate::platform::{self, Complaint};
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 
 use std::io::{self, IoSliceMut};
@@ -43,6 +43,8 @@ pub(crate) enum Sent {
     Blocked(usize),
     /// The host or network cannot be reached.
     Unreachable,
+    /// Datagrams of so many bytes are larger than the interface carries; those from here on are not sent.
+    TooBig(usize),
     /// Refused for another reason; like a lost datagram.
     Dropped,
 }
@@ -53,7 +55,13 @@ impl Socket {
         io.set_nonblocking(true)?;
         platform::grow_buffers(io.as_fd(), KERNEL_BUFFER);
         let io = Arc::new(UdpSocket::from_std(io)?);
+        // This forbids fragments (DF), in the network and at this host, and has the kernel ignore what routers told it.
         let state = UdpSocketState::new(UdpSockRef::from(&*io))?;
+        if state.may_fragment() {
+            tracing::debug!(
+                "this system cannot forbid IP fragments: packets may be larger than the path carries"
+            );
+        }
         // Without it the kernel keeps "port unreachable" to itself and a dead address costs its full timeout.
         if let Err(error) = state.enable_transport_errors(UdpSockRef::from(&*io)) {
             tracing::debug!(%error, "no ICMP errors from the UDP socket");
@@ -135,14 +143,14 @@ impl Socket {
         self.filled = 0;
     }
 
-    /// Hands every address that ICMP errors name as unreachable to `f`. Costs nothing while there are none.
-    pub(crate) fn complaints(&self, mut f: impl FnMut(SocketAddr)) {
+    /// Hands what ICMP errors say to `f`. Costs nothing while there are none.
+    pub(crate) fn complaints(&self, mut f: impl FnMut(Complaint)) {
         if !self.complained.swap(false, Ordering::Relaxed) {
             return;
         }
         for _ in 0..COMPLAINTS {
             match platform::next_error(self.io.as_fd()) {
-                Ok(Some(at)) => f(at),
+                Ok(Some(complaint)) => f(complaint),
                 Ok(None) => {}
                 Err(_) => return,
             }
@@ -210,6 +218,9 @@ impl Socket {
                     self.complained.store(true, Ordering::Relaxed);
                     continue;
                 }
+                if error.raw_os_error() == Some(libc::EMSGSIZE) {
+                    return Sent::TooBig(transmit.segment_size.unwrap_or(take));
+                }
                 tracing::debug!(%to, %error, bytes = take, "datagram not sent");
                 return match error.kind() {
                     io::ErrorKind::HostUnreachable
@@ -268,5 +279,14 @@ mod tests {
             b.for_each(|_, d| sizes.push(d.len()));
         }
         assert_eq!(sizes, [65_507]);
+    }
+
+    #[tokio::test]
+    async fn a_datagram_larger_than_the_interface_carries_is_refused_with_its_size() {
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let socket = Socket::bind(any).unwrap();
+        poll_fn(|cx| socket.poll_writable(cx)).await;
+        let to = socket.local_addr().unwrap();
+        assert_eq!(socket.send(to, &vec![7; 65_508], None), Sent::TooBig(65_508));
     }
 }

@@ -1,5 +1,6 @@
 //! Packets in and datagrams out: streams, datagrams, control (spec 03 sections 3, 6, 18, 20).
 
+use super::mtu::{overhead, pong_payload, probe_token};
 use super::send::MAX_UDP;
 use super::{Engine, Event, Ingress, Origin, SendError};
 use crate::NodeId;
@@ -7,8 +8,6 @@ use crate::path::{Choice, message};
 use crate::stream::Handled;
 use crate::tunnel::pending;
 use crate::wire::addr::Addr;
-use crate::wire::beacon::RELAY_HEADER_LEN;
-use crate::wire::frame::PILS_OVERHEAD;
 use crate::wire::packet::{HEADER_LEN, Header, MAX_PAYLOAD, Packet, flags, port, protocol};
 use bytes::Bytes;
 use rand_core::Rng as _;
@@ -112,13 +111,17 @@ impl Engine {
             window: 0,
         };
         // Old peers send pings with source node 0; the answer goes to whoever sealed the frame.
-        self.send_header(now, node, &pong, packet.payload, None);
-        self.answer_straight(now, node, &pong, packet.payload, origin);
+        let payload = pong_payload(packet.payload);
+        self.send_header(now, node, &pong, payload, None);
+        self.answer_straight(now, node, &pong, payload, origin);
     }
 
     fn deliver_pong(&mut self, now: Instant, node: NodeId, payload: &[u8], origin: Origin) {
         if payload.is_empty() {
             return;
+        }
+        if let Some(token) = probe_token(payload) {
+            return self.size_probe_answered(now, node, token);
         }
         let Some(token) = payload.strip_prefix(PROBE) else {
             return self.emit(Event::Pong { node, payload: Bytes::copy_from_slice(payload) });
@@ -204,10 +207,7 @@ impl Engine {
         if payload.len() > MAX_PAYLOAD {
             return Err(SendError::TooLarge(payload.len()));
         }
-        let direct =
-            self.peers.get(&to.node).is_some_and(|p| p.path.proven()) || self.beacons.chosen().is_none();
-        let relay_header = if direct { 0 } else { RELAY_HEADER_LEN };
-        let most = MAX_UDP - PILS_OVERHEAD - HEADER_LEN - relay_header;
+        let most = self.most_payload(to.node);
         if payload.len() > most {
             return Err(SendError::TooLong(payload.len(), most));
         }
@@ -225,7 +225,7 @@ impl Engine {
     }
 
     pub(super) fn ping_out(&mut self, now: Instant, node: NodeId, payload: &[u8]) -> Result<(), SendError> {
-        let most = MAX_UDP - PILS_OVERHEAD - HEADER_LEN - RELAY_HEADER_LEN;
+        let most = MAX_UDP - overhead(&self.config, true);
         if payload.len() > most {
             return Err(SendError::TooLong(payload.len(), most));
         }

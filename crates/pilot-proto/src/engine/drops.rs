@@ -121,6 +121,8 @@ drops! {
     stream_packet,
     /// An outgoing packet had no way to go.
     no_path,
+    /// A stream packet cut for a path that carried more than the one in use now; it is cut anew.
+    cut_for_another_path,
     /// The queue of outgoing frames was full.
     outbox_full,
     /// The queue of events was full.

@@ -11,6 +11,7 @@ mod drops;
 mod gate;
 mod half;
 mod handshake;
+mod mtu;
 mod paths;
 mod peer;
 mod pins;
@@ -83,7 +84,8 @@ pub struct Config {
     pub strict_dataplane_trust: bool,
     /// Never send to or learn direct addresses.
     pub relay_only: bool,
-    /// Largest stream payload towards peers on this host's loopback (bytes); elsewhere 1,152.
+    /// Largest stream payload towards peers on this host's loopback (bytes). Elsewhere it is 1,152, and towards our own
+    /// nodes what the path is found to carry.
     pub loopback_payload: usize,
     /// Idle time after which a stream is closed (default 120 s) and keepalive interval (default 60 s).
     pub idle_timeout: Duration,
@@ -266,6 +268,8 @@ pub struct PeerStatus {
     pub encrypted: bool,
     pub endpoint: String,
     pub relay: bool,
+    /// Bytes of UDP payload the path in use is known to carry; 0 without a path.
+    pub mtu: usize,
     /// `upgraded`, `compat` or `none` (docs/extensions.md).
     pub session: &'static str,
     /// The upgrade was had with this peer, and nothing less is accepted.
@@ -295,6 +299,8 @@ pub struct Counters {
     pub encryption_success: u64,
     pub encryption_failure: u64,
     pub accept_queue_drops: u64,
+    /// Datagrams sent to find out whether their size fits (docs/extensions.md, "Path MTU").
+    pub mtu_probes: u64,
 }
 
 /// The part of the settings that concerns streams.
@@ -450,6 +456,7 @@ impl Engine {
     pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &mut [u8]) {
         self.latest = now;
         self.receive(now, from, datagram);
+        self.mtu_doubts(now);
     }
 
     /// The socket layer could not deliver to this address (ICMP unreachable).
@@ -468,6 +475,21 @@ impl Engine {
             }
             self.touch(node);
         }
+    }
+
+    /// The operating system refused to send a datagram of `len` bytes to this address: it is larger than the interface
+    /// carries (EMSGSIZE).
+    pub fn handle_too_big(&mut self, now: Instant, to: SocketAddr, len: usize) {
+        self.latest = now;
+        self.size_refused(now, SocketAddr::new(to.ip().to_canonical(), to.port()), len);
+    }
+
+    /// A router says that it cannot send on packets of more than `mtu` bytes, IP header included, towards this address (ICMP
+    /// "fragmentation needed", ICMPv6 "packet too big"). It may be a lie: it costs probes, and a round trip at the smallest
+    /// size at most.
+    pub fn handle_mtu_hint(&mut self, now: Instant, to: SocketAddr, mtu: usize) {
+        self.latest = now;
+        self.size_hinted(now, SocketAddr::new(to.ip().to_canonical(), to.port()), mtu);
     }
 
     /// Runs everything that is due.

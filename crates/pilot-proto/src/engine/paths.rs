@@ -126,6 +126,7 @@ impl Engine {
                 encrypted: peer.linked(self.latest),
                 endpoint,
                 relay: choice == Choice::Relay,
+                mtu: self.current_mtu(peer),
                 session: peer.session_kind(self.latest),
                 pinned: self.pins.contains(*node),
                 downgrades_refused: peer.upgrade.as_ref().map_or(0, |upgrade| upgrade.downgrades),

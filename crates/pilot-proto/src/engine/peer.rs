@@ -3,6 +3,7 @@
 use super::admit::Ways;
 use super::calls::Calls;
 use super::half::Half;
+use super::mtu::Mtus;
 use super::recovery::Recovery;
 use crate::path::Path;
 use crate::tunnel::exchange::Exchange;
@@ -75,6 +76,8 @@ pub(super) struct Peer {
     pub(super) upgrade: Option<Box<Upgrade>>,
     pub(super) path: Path,
     pub(super) calls: Calls,
+    /// What its paths carry, once that is worth knowing.
+    pub(super) mtus: Option<Box<Mtus>>,
     /// Our tunnel key towards it.
     pub(super) half: Arc<Half>,
     pub(super) recovery: Recovery,
@@ -124,6 +127,7 @@ impl Peer {
             upgrade: None,
             path: Path::default(),
             calls: Calls::default(),
+            mtus: None,
             half,
             recovery: Recovery::default(),
             exchange: None,
@@ -185,6 +189,9 @@ impl Peer {
         let mut at_most = |at: Instant| next = Some(next.map_or(at, |n: Instant| n.min(at)));
         if let Some(exchange) = &self.exchange {
             at_most(exchange.next);
+        }
+        if let Some(at) = self.mtus.as_ref().and_then(|mtus| mtus.deadline()) {
+            at_most(at);
         }
         if let Some(at) = self.pending.expires() {
             at_most(at);

@@ -3,6 +3,7 @@
 //! Packets are built behind room for their headers and sealed where they lie, so that the path from a stream's
 //! buffer to the socket copies a payload once and allocates nothing.
 
+use super::mtu::{Way, overhead};
 use super::{Engine, Ingress, Origin, Transmit};
 use crate::NodeId;
 use crate::path::Choice;
@@ -11,7 +12,7 @@ use crate::wire::addr::Addr;
 use crate::wire::beacon::{RELAY_HEADER_LEN, relay_header};
 use crate::wire::frame::{PILS_HEADER_LEN, PILS_OVERHEAD, PILT, TAG_LEN};
 use crate::wire::packet::{HEADER_LEN, Header, Packet, protocol};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Instant;
 
 /// Control frames that may wait for the socket.
@@ -29,8 +30,8 @@ const MAX_LOCAL: usize = 256;
 /// Bytes of UDP payload a datagram can have (IPv4).
 pub(super) const MAX_UDP: usize = 65_507;
 
-/// Payload of the largest packet that fits one datagram, encrypted and direct.
-const MAX_PATH_PAYLOAD: usize = MAX_UDP - PILS_OVERHEAD - HEADER_LEN;
+/// Frames up to this size (UDP payload, bytes) fit every path.
+const SAFE_FRAME: usize = SAFE_PAYLOAD + HEADER_LEN + PILS_OVERHEAD + RELAY_HEADER_LEN;
 
 /// A frame ready to be sent.
 #[derive(Debug)]
@@ -86,7 +87,7 @@ impl Engine {
         if !self.seal(node, relay, &mut frame, 0) {
             return self.drops.no_path += 1;
         }
-        self.note_sent(now, node, frame.len());
+        self.note_sent(now, node, frame.len(), way.is_none().then_some((to, relay)));
         if packet.get(1) == Some(&protocol::DATAGRAM) {
             self.note_app(now, node);
             self.send_data(to, frame);
@@ -164,11 +165,16 @@ impl Engine {
         session.is_some_and(|session| session.seal(own, frame, at))
     }
 
-    fn note_sent(&mut self, now: Instant, node: NodeId, bytes: usize) {
+    /// `way`: the path in use, unless another was asked for.
+    fn note_sent(&mut self, now: Instant, node: NodeId, bytes: usize, way: Option<Way>) {
         self.counters.pkts_sent += 1;
         self.counters.bytes_sent += bytes as u64;
-        if let Some(peer) = self.peers.get_mut(&node) {
-            peer.last_out = now;
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.last_out = now;
+        if let Some(way) = way
+            && peer.note_size(&self.config, now, way, bytes)
+        {
+            self.touch(node);
         }
     }
 
@@ -196,6 +202,8 @@ impl Engine {
             && let Some(next) = queue.front()
             && next.to == to
             && next.bytes.len() <= size
+            // Should this size not fit, smaller frames must not be lost with it.
+            && (size <= SAFE_FRAME || next.bytes.len() == size)
             && buf.len() + next.bytes.len() <= MAX_BATCH
         {
             let shorter = next.bytes.len() < size;
@@ -248,6 +256,12 @@ impl Engine {
             }
             let tag = if self.config.encrypt { TAG_LEN } else { 0 };
             let len = buf.len() - start + tag;
+            if self.peers.get(&node).is_some_and(|peer| len > peer.mtu(&self.config, (addr, relay))) {
+                // It was carried over from a batch that went another way.
+                self.drops.cut_for_another_path += 1;
+                buf.truncate(start);
+                continue;
+            }
             if count > 0 && (to != Some(addr) || len > size) {
                 self.carry(node, asks, buf, start, head);
                 break;
@@ -257,7 +271,7 @@ impl Engine {
                 buf.truncate(start);
                 continue;
             }
-            self.note_sent(now, node, len);
+            self.note_sent(now, node, len, Some((addr, relay)));
             self.note_app(now, node);
             if asks {
                 self.note_asked(now, node);
@@ -283,22 +297,24 @@ impl Engine {
             return Some((node, self.carried.asks));
         }
         let (peers, own, config) = (&self.peers, self.node, &self.config);
-        let beacon = self.beacons.chosen().is_some();
+        let beacon = self.beacons.chosen();
         let path = |node: NodeId| {
             if node == own {
-                let max_payload = config.loopback_payload.clamp(SAFE_PAYLOAD, MAX_PATH_PAYLOAD);
+                let max_payload =
+                    config.loopback_payload.clamp(SAFE_PAYLOAD, MAX_UDP - overhead(config, false));
                 return PathInfo { max_payload, ready: true, relayed: false };
             }
             let no_path = PathInfo { max_payload: SAFE_PAYLOAD, ready: false, relayed: false };
             let Some(peer) = peers.get(&node) else { return no_path };
-            let choice = peer.path.choose(beacon, config.relay_only);
-            let ready = (peer.linked(now) || !config.encrypt) && choice != Choice::None;
-            match choice {
-                Choice::Direct(to) if is_loopback(to.ip()) => {
-                    let max_payload = config.loopback_payload.clamp(SAFE_PAYLOAD, MAX_PATH_PAYLOAD);
-                    PathInfo { max_payload, ready, relayed: false }
-                }
-                choice => PathInfo { ready, relayed: choice == Choice::Relay, ..no_path },
+            let way = match (peer.path.choose(beacon.is_some(), config.relay_only), beacon) {
+                (Choice::Direct(to), _) => (to, false),
+                (Choice::Relay, Some(beacon)) => (beacon, true),
+                (Choice::Relay, None) | (Choice::None, _) => return no_path,
+            };
+            PathInfo {
+                max_payload: peer.mtu(config, way) - overhead(config, way.1),
+                ready: peer.linked(now) || !config.encrypt,
+                relayed: way.1,
             }
         };
         match self.streams.poll_packet(now, &path, buf) {
@@ -323,10 +339,6 @@ impl Engine {
             self.streams.handle_packet(now, Ingress { node: self.node, admitted: true }, packet);
         }
     }
-}
-
-fn is_loopback(ip: IpAddr) -> bool {
-    ip.to_canonical().is_loopback()
 }
 
 /// Moves `buf[from..]` so that it starts at `to`.

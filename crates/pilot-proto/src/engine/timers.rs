@@ -57,6 +57,7 @@ impl Engine {
             }
         }
         self.streams.handle_timeout(now);
+        self.mtu_doubts(now);
     }
 
     fn peer_timeout(&mut self, now: Instant, node: NodeId) {
@@ -73,6 +74,7 @@ impl Engine {
         self.exchange_timeout(now, node, connections);
         self.path_timeout(now, node, connections);
         self.call_timeout(now, node);
+        self.mtu_timeout(now, node);
         self.liveness_timeout(now, node, connections);
         self.recovery_timeout(now, node, connections);
     }

@@ -606,9 +606,14 @@ impl Peer {
         upgraded.or(self.session.as_ref().map(|session| &session.peer_key)).copied()
     }
 
+    /// There is an upgraded session: the peer is one of our own nodes.
+    pub(super) fn is_ours(&self, now: Instant) -> bool {
+        self.upgrade.as_ref().is_some_and(|upgrade| upgrade.can_send(now))
+    }
+
     /// Which kind of session there is, for people.
     pub(super) fn session_kind(&self, now: Instant) -> &'static str {
-        if self.upgrade.as_ref().is_some_and(|upgrade| upgrade.can_send(now)) {
+        if self.is_ours(now) {
             return "upgraded";
         }
         if self.session.is_some() { "compat" } else { "none" }

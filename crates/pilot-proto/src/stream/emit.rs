@@ -56,7 +56,11 @@ impl Conn {
         if let Some(first) = self.syn_ack_due.take() {
             return answers(self.emit_syn_ack(first, out));
         }
-        let room = path.max_payload.min(MAX_PAYLOAD);
+        let mut room = path.max_payload.min(MAX_PAYLOAD);
+        if self.send.timed_out() {
+            // Whatever else is wrong, the size must not be it.
+            room = room.min(REFERENCE_SEGMENT);
+        }
         let mss = match self.own {
             Some(own) => room.min(own.max_segment).saturating_sub(1),
             None => room.min(REFERENCE_SEGMENT),

@@ -18,6 +18,8 @@ const TURN: u32 = 16;
 const ACCEPT_SHARES: usize = 4;
 /// Resets that may wait to be sent; further ones are dropped.
 const MAX_RESETS: usize = 1024;
+/// Doubts about the size of segments that may wait for the engine; what is dropped comes again.
+const MAX_DOUBTS: usize = 256;
 /// Least time between two runs of one connection's timers.
 const TIMER_STEP: Duration = Duration::from_micros(100);
 
@@ -52,6 +54,8 @@ pub struct Streams {
     timers: BTreeSet<(Instant, ConnId)>,
     events: VecDeque<StreamEvent>,
     syn_limit: SynLimit,
+    /// Peers towards whom large segments get lost, with the round trip.
+    doubts: VecDeque<(NodeId, Duration)>,
     counters: Counters,
 }
 
@@ -79,6 +83,7 @@ impl Streams {
             timers: BTreeSet::new(),
             events: VecDeque::new(),
             syn_limit: SynLimit::new(config.syn_rate_limit),
+            doubts: VecDeque::new(),
             counters: Counters::default(),
             config,
         }
@@ -113,6 +118,11 @@ impl Streams {
             }
         }
         let Some(conn) = self.conns.get_mut(&id) else { return };
+        if let Some(rtt) = conn.send.take_doubt()
+            && self.doubts.len() < MAX_DOUBTS
+        {
+            self.doubts.push_back((conn.remote.node, rtt));
+        }
         if conn.gone() {
             self.remove(id);
             return;
@@ -548,6 +558,23 @@ impl Streams {
             });
         }
         self.unblock(node);
+    }
+
+    /// The path to `node` carries packets with at most `max_payload` bytes of payload, and larger ones under way are lost.
+    pub fn shrink(&mut self, now: Instant, node: NodeId, max_payload: usize) {
+        for id in self.nodes_conns(node) {
+            self.with(now, id, |conn, _| {
+                if let (State::Open, Some(own)) = (conn.state, conn.own) {
+                    conn.send.shrink(max_payload.min(own.max_segment).saturating_sub(1));
+                }
+            });
+        }
+        self.unblock(node);
+    }
+
+    /// A peer towards whom large segments get lost as if its path carried less than before, and the round trip.
+    pub fn take_doubt(&mut self) -> Option<(NodeId, Duration)> {
+        self.doubts.pop_front()
     }
 
     /// The peer came back under another tunnel key: its process may be another one. Asks it for each connection.

@@ -71,6 +71,29 @@ fn a_bottleneck_with_a_small_queue_is_filled() {
 }
 
 #[test]
+fn after_an_outage_a_whole_window_is_resent_as_fast_as_the_path_allows() {
+    for congestion in [CongestionKind::Cubic, CongestionKind::Aimd] {
+        // 100 Mbit/s, 250 KB of queue, 20 ms round trip.
+        let conditions = Conditions { rate: Some((12_500_000, 250_000)), ..Conditions::default() };
+        let config = Config { congestion, ..Config::default() };
+        let mut net = Net::new(1, [config; 2], conditions);
+        let (a, b) = net.connect();
+        let data = pattern(8 * MEGABYTE);
+        net.send(0, a, data.clone());
+        net.run_until(Duration::from_secs(10), |net| net.received(1, b).len() >= data.len() / 4);
+        net.conditions.loss = 1000;
+        net.run_for(Duration::from_millis(1500));
+        net.conditions.loss = 0;
+        let (back, had) = (net.now, net.received(1, b).len());
+        net.run_until(Duration::from_secs(30), |net| net.received(1, b).len() >= data.len());
+        assert!(net.received(1, b) == data, "bytes differ");
+        let took = net.now - back;
+        println!("{congestion:?}: {} bytes in {took:?}", data.len() - had);
+        assert!(took < Duration::from_secs(2), "{congestion:?}: {took:?}");
+    }
+}
+
+#[test]
 fn large_segments_through_a_small_receive_buffer_do_not_collapse() {
     // Loopback: 60,000-byte segments, a socket buffer of 212,992 bytes drained at 1 GB/s.
     let conditions = Conditions {

@@ -84,6 +84,8 @@ pub struct Host {
     /// When it wants to be woken.
     pub wake: Option<Instant>,
     pub wakes: u32,
+    /// Datagrams that were larger than what the path was known to carry when they left, if that is watched.
+    pub oversize: u64,
 }
 
 type Filter = Box<dyn FnMut(&Sent) -> bool>;
@@ -105,6 +107,8 @@ pub struct Net {
     flying: BTreeMap<(Instant, u64), Sent>,
     count: u64,
     pub log: Vec<Sent>,
+    /// Count [`Host::oversize`].
+    pub watch_sizes: bool,
 }
 
 impl Net {
@@ -124,6 +128,7 @@ impl Net {
             flying: BTreeMap::new(),
             count: 0,
             log: Vec::new(),
+            watch_sizes: false,
         }
     }
 
@@ -170,7 +175,8 @@ impl Net {
             Route { direct: vec![Candidate::guessed(addr_of(id))], relay_only: config.relay_only },
         );
         let engine = Engine::new(config, key, id, self.now);
-        let host = Host { id, addr: addr_of(id), engine, events: Vec::new(), wake: None, wakes: 0 };
+        let host =
+            Host { id, addr: addr_of(id), engine, events: Vec::new(), wake: None, wakes: 0, oversize: 0 };
         self.hosts.insert(id, host);
     }
 
@@ -212,6 +218,14 @@ impl Net {
                 Output::Transmit(t) => {
                     assert_eq!(t.len, buf.len());
                     let size = t.segment_size.unwrap_or(t.len);
+                    if self.watch_sizes && size > 1222 {
+                        let peers = host.engine.peers();
+                        let known = peers.iter().filter(|p| p.endpoint == t.to.to_string());
+                        if known.map(|p| p.mtu).max().is_some_and(|mtu| size > mtu) {
+                            assert_eq!(t.segment_size, None, "a probe leaves alone");
+                            host.oversize += 1;
+                        }
+                    }
                     for bytes in buf.chunks(size) {
                         out.push_back(Sent { at: now, from: host.addr, to: t.to, bytes: bytes.to_vec() });
                     }

@@ -1,5 +1,5 @@
+use super::Complaint;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 /// Sets both socket buffers to `bytes`, beyond the system's limit where we may.
@@ -27,10 +27,10 @@ pub(crate) fn grow_buffers(socket: BorrowedFd<'_>, bytes: usize) {
     }
 }
 
-/// The next entry of the socket's error queue: `Ok(Some)` if it says that this destination cannot be reached,
-/// `Ok(None)` if it says something else. `Err`: the queue is empty.
+/// The next entry of the socket's error queue: `Ok(Some)` if the network says something of a destination, `Ok(None)` if it
+/// is something else. `Err`: the queue is empty.
 #[allow(unsafe_code)]
-pub(crate) fn next_error(socket: BorrowedFd<'_>) -> io::Result<Option<SocketAddr>> {
+pub(crate) fn next_error(socket: BorrowedFd<'_>) -> io::Result<Option<Complaint>> {
     /// Control data; the kernel sends one error record and its address.
     #[repr(align(8))]
     struct Control([u8; 256]);
@@ -64,16 +64,25 @@ pub(crate) fn next_error(socket: BorrowedFd<'_>) -> io::Result<Option<SocketAddr
                     && r.cmsg_len >= size
                 {
                     let data = libc::CMSG_DATA(record).cast::<libc::sock_extended_err>();
-                    found = i32::try_from(data.read_unaligned().ee_errno).ok();
+                    found = Some(data.read_unaligned());
                 }
                 record = libc::CMSG_NXTHDR(&raw const header, record);
             }
             Ok(())
         })?
     };
-    let unreachable =
-        matches!(found, Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN));
-    Ok(name.as_socket().filter(|_| unreachable))
+    let (Some(error), Some(to)) = (found, name.as_socket()) else { return Ok(None) };
+    let network = matches!(error.ee_origin, libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6);
+    Ok(match i32::try_from(error.ee_errno) {
+        Ok(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN) => {
+            Some(Complaint::Unreachable(to))
+        }
+        // Our own host says the same of datagrams that the send call has already reported.
+        Ok(libc::EMSGSIZE) if network => {
+            Some(Complaint::TooBig { to, mtu: usize::try_from(error.ee_info).unwrap_or(usize::MAX) })
+        }
+        _ => None,
+    })
 }
 
 /// Gives free memory back to the system; the allocator keeps the most it ever needed otherwise. Takes milliseconds.

@@ -14,7 +14,7 @@ pub(crate) fn grow_buffers(socket: BorrowedFd<'_>, bytes: usize) {
 }
 
 /// There is no error queue here.
-pub(crate) fn next_error(_socket: BorrowedFd<'_>) -> std::io::Result<Option<std::net::SocketAddr>> {
+pub(crate) fn next_error(_socket: BorrowedFd<'_>) -> std::io::Result<Option<super::Complaint>> {
     Err(std::io::ErrorKind::WouldBlock.into())
 }
 

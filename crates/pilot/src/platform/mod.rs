@@ -10,7 +10,18 @@ pub(crate) use linux::{grow_buffers, next_error, release_memory, tune_allocator}
 #[cfg(not(target_os = "linux"))]
 pub(crate) use macos::{grow_buffers, next_error, release_memory, tune_allocator};
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
+
+/// What the network says of datagrams sent earlier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Complaint {
+    /// This destination cannot be reached.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+    Unreachable(SocketAddr),
+    /// A router on the way there can send on packets of up to `mtu` bytes, IP header included.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+    TooBig { to: SocketAddr, mtu: usize },
+}
 
 /// Most LAN addresses told to the registry.
 const MAX_LAN: usize = 16;

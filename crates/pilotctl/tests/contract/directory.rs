@@ -172,7 +172,7 @@ fn status_commands_have_the_documented_keys_and_no_endpoints() {
         json!({
             "authenticated": true, "encrypted": true, "node_id": 2, "relay": false,
             "session": "upgraded", "pinned": true, "downgrades_refused": 0,
-            "path": "direct", "path_kind": "lan", "path_why": "",
+            "path": "direct", "path_kind": "lan", "path_why": "", "mtu": 61_510,
         }),
         "no endpoint"
     );

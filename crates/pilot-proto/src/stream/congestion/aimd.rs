@@ -15,11 +15,13 @@ pub(super) struct Aimd {
     mss: u64,
     cwnd: u64,
     ssthresh: u64,
+    /// Threshold before the last timeout.
+    before: u64,
 }
 
 impl Aimd {
     pub(super) fn new(mss: u64) -> Aimd {
-        Aimd { mss, cwnd: initial(mss), ssthresh: INITIAL_SSTHRESH }
+        Aimd { mss, cwnd: initial(mss), ssthresh: INITIAL_SSTHRESH, before: 0 }
     }
 }
 
@@ -42,8 +44,14 @@ impl Controller for Aimd {
     }
 
     fn on_timeout(&mut self, _now: Instant, in_flight: u64) {
+        self.before = self.ssthresh.min(self.cwnd);
         self.ssthresh = (in_flight / 2).max(minimum(self.mss));
         self.cwnd = AFTER_TIMEOUT.max(self.mss);
+    }
+
+    fn forgive(&mut self) {
+        self.ssthresh = self.ssthresh.max(self.before);
+        self.cwnd = self.cwnd.max(initial(self.mss));
     }
 
     fn on_idle(&mut self) {

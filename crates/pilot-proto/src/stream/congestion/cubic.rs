@@ -31,6 +31,8 @@ pub(super) struct Cubic {
     round_min: Option<Duration>,
     round_samples: u32,
     last_round_min: Option<Duration>,
+    /// Window and plateau before the last timeout.
+    before: (u64, f64),
 }
 
 impl Cubic {
@@ -47,6 +49,7 @@ impl Cubic {
             round_min: None,
             round_samples: 0,
             last_round_min: None,
+            before: (0, 0.0),
         }
     }
 
@@ -124,8 +127,16 @@ impl Controller for Cubic {
     }
 
     fn on_timeout(&mut self, _now: Instant, _in_flight: u64) {
+        self.before = (self.cwnd, self.w_max);
         self.reduce();
         self.cwnd = self.mss.max(4096);
+    }
+
+    fn forgive(&mut self) {
+        let (cwnd, w_max) = self.before;
+        self.ssthresh = self.ssthresh.max(cwnd);
+        self.w_max = self.w_max.max(w_max);
+        self.cwnd = self.cwnd.max(initial(self.mss));
     }
 
     fn on_idle(&mut self) {

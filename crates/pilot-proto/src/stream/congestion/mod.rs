@@ -46,6 +46,9 @@ pub(super) trait Controller: fmt::Debug + Send {
     fn on_loss(&mut self, now: Instant, in_flight: u64);
     /// The retransmission timeout expired.
     fn on_timeout(&mut self, now: Instant, in_flight: u64);
+    /// The last timeout was not due to congestion: the path has ceased to carry packets of that size. Begins anew, up to where
+    /// it was.
+    fn forgive(&mut self);
     /// Nothing was sent for longer than a timeout.
     fn on_idle(&mut self);
     /// The segment size changed.

@@ -110,6 +110,8 @@ pub(in crate::stream) struct Sender {
     reordering: bool,
     reo_mult: u32,
     recovery: Option<u64>,
+    /// It began with a timeout: the window grows from its least again while everything is resent (RFC 5681 section 3.1).
+    slow_start: bool,
     /// One packet may leave although the congestion window is full (start of recovery, probes).
     credit: bool,
     probe: Option<u64>,
@@ -122,6 +124,8 @@ pub(in crate::stream) struct Sender {
     tlp_at: Option<Instant>,
     reo_at: Option<Instant>,
     last_byte: u8,
+    /// Large segments get lost as if the path no longer carried them.
+    doubtful: bool,
     pub(in crate::stream) stats: SendStats,
 }
 
@@ -154,6 +158,7 @@ impl Sender {
             reordering: false,
             reo_mult: 1,
             recovery: None,
+            slow_start: false,
             credit: false,
             probe: None,
             tlp_done: false,
@@ -165,6 +170,7 @@ impl Sender {
             tlp_at: None,
             reo_at: None,
             last_byte: 0,
+            doubtful: false,
             stats: SendStats::default(),
         }
     }
@@ -312,6 +318,17 @@ impl Sender {
             self.mss = mss;
             self.cc.set_mss(mss as u64);
         }
+    }
+
+    /// Large segments were lost in a row, or nothing at all is acknowledged: perhaps the path carries less than before.
+    /// Asked once for each time, with the round trip of the connection.
+    pub(in crate::stream) fn take_doubt(&mut self) -> Option<Duration> {
+        std::mem::take(&mut self.doubtful).then(|| self.rtt.srtt().unwrap_or_default())
+    }
+
+    /// The last timeout has not been followed by an acknowledgement yet.
+    pub(in crate::stream) fn timed_out(&self) -> bool {
+        self.timeouts > 0
     }
 
     fn index_of(&self, off: u64) -> Option<usize> {

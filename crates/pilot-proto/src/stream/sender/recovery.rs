@@ -1,6 +1,6 @@
 //! What arrived, what is lost and when to try again (RACK-TLP, RFC 8985; spec 03 sections 10, 11 and 13).
 
-use super::{AckEffect, Segment, Sender};
+use super::{AckEffect, REFERENCE_SEGMENT, Segment, Sender};
 use crate::stream::congestion::Acked;
 use crate::stream::rtt::MAX_RTO;
 use crate::stream::sack::Block;
@@ -79,7 +79,7 @@ impl Sender {
             self.rtt.sample(now, rtt);
         }
         if self.recovery.is_some_and(|point| self.una >= point) {
-            self.recovery = None;
+            (self.recovery, self.slow_start) = (None, false);
         }
         if delivered > 0 {
             self.cc.on_ack(&Acked {
@@ -88,7 +88,7 @@ impl Sender {
                 rtt: sample,
                 srtt: self.rtt.srtt().unwrap_or_default(),
                 limited,
-                in_recovery: self.recovery.is_some(),
+                in_recovery: self.recovery.is_some() && !self.slow_start,
                 una: self.una,
                 nxt: self.nxt,
             });
@@ -228,7 +228,7 @@ impl Sender {
         self.reo_at = None;
         let Some((rack_at, rack_end)) = self.rack else { return };
         let window = self.reordering_window();
-        let mut found = false;
+        let (mut found, mut again) = (false, false);
         let mut i = 0;
         while let Some(seg) = self.segs.get(i).copied() {
             if seg.sacked {
@@ -246,8 +246,10 @@ impl Sender {
                 } else {
                     let due = seg.sent_at + self.rack_rtt + window;
                     if due <= now || window.is_zero() {
+                        self.doubtful |= seg.sent > 1 && seg.len as usize > REFERENCE_SEGMENT;
                         self.lose(i);
                         found = true;
+                        again |= seg.sent > 1;
                     } else {
                         self.reo_at = Some(self.reo_at.map_or(due, |at| at.min(due)));
                     }
@@ -255,8 +257,9 @@ impl Sender {
             }
             i += 1;
         }
-        if found && self.recovery.is_none() {
-            self.recovery = Some(self.nxt);
+        // What was resent after a timeout is lost again: it was too much.
+        if found && (self.recovery.is_none() || again && self.slow_start) {
+            (self.recovery, self.slow_start) = (Some(self.nxt), false);
             self.cc.on_loss(now, flight);
             self.credit = true;
         }
@@ -327,6 +330,7 @@ impl Sender {
             self.unmark_all();
         }
         for i in 0..self.segs.len() {
+            self.doubtful |= !self.segs[i].sacked && self.segs[i].len as usize > REFERENCE_SEGMENT;
             self.lose(i);
         }
         self.probe = None;
@@ -334,7 +338,7 @@ impl Sender {
         if self.timeouts == 1 {
             self.cc.on_timeout(now, flight);
         }
-        self.recovery = Some(self.nxt);
+        (self.recovery, self.slow_start) = (Some(self.nxt), true);
         self.credit = true;
         self.pace_at = None;
         // Up to a quarter of the timeout at random, so that connections do not stay in step (spec 03 section
@@ -349,6 +353,26 @@ impl Sender {
             self.lose(0);
             self.credit = true;
             self.rto_at = Some(now + self.backed_off_rto());
+        }
+    }
+
+    /// The path does not carry segments of more than `mss` bytes: those in flight are lost for certain, which says nothing
+    /// about congestion. They leave again at once, cut anew.
+    pub(in crate::stream) fn shrink(&mut self, mss: usize) {
+        if self.reference() {
+            return;
+        }
+        for i in 0..self.segs.len() {
+            if self.segs[i].len as usize > mss {
+                self.lose(i);
+            }
+        }
+        if !self.lost.is_empty() {
+            if self.timeouts > 0 {
+                self.cc.forgive();
+            }
+            (self.timeouts, self.credit) = (0, true);
+            (self.rto_at, self.tlp_at, self.pace_at, self.rto_extra) = (None, None, None, Duration::ZERO);
         }
     }
 
