@@ -273,7 +273,11 @@ impl Net {
             11 => drop(engine.ping(now, other, input.short())),
             12 => engine.forget_peer(now, other),
             13 => engine.set_trusted(other, pick & 1 == 0),
-            14 => engine.handle_unreachable(now, at(other)),
+            14 => match pick & 0x0C {
+                4 => engine.handle_too_big(now, at(other), input.u16().into()),
+                8 => engine.handle_mtu_hint(now, at(other), input.u16().into()),
+                _ => engine.handle_unreachable(now, at(other)),
+            },
             _ => {
                 let beacon = (pick & 1 == 0).then(beacon);
                 engine.set_beacon(now, beacon);

@@ -6,6 +6,7 @@
 mod engine;
 mod input;
 mod local;
+mod mtu;
 mod services;
 mod stream;
 mod trust;
@@ -36,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     ("registry_client", pilot::fuzzing::registry_answers),
     ("stream", stream::stream),
     ("engine", engine::engine),
+    ("mtu", mtu::mtu),
 ];
 
 /// Runs one input through a target.
