@@ -10,6 +10,7 @@
 //!
 //! - `plan`: what a seed means. `fault`: what goes wrong. `world`: the event loop. `process`: what runs at a node.
 //! - `app`, `job`, `datagram`: the workload. `check`, `bounds`: invariants.
+//! - `paths`: small worlds of another kind, for the way between nodes alone.
 //! - `net`: links and NATs. `directory`: what nodes ask the registry, and the beacons' upkeep.
 
 mod app;
@@ -21,6 +22,7 @@ mod fault;
 mod job;
 pub mod mutants;
 mod net;
+pub mod paths;
 mod plan;
 mod process;
 mod reference;

@@ -1,5 +1,7 @@
 //! Runs seeds: one in detail, many, or as many as fit a time.
 
+mod small;
+
 use pilot_sim::{KINDS, Kind, Report, SECOND, Violation, run, run_mixed, run_traced};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -13,7 +15,8 @@ usage: pilot-sim --seed N [--trace]              one world, in detail; --trace p
                                                  many (TO is not run), on N threads; --first stops at the first failure
        pilot-sim --for SECONDS[s] [--from SEED] [--jobs N]
                                                  as many as fit, from a random seed on
---mixed with any of them: some nodes are models of the reference 1.18.0";
+--mixed with any of them: some nodes are models of the reference 1.18.0
+--paths with any of them: the small worlds for the way between nodes";
 
 /// Seeds tried before the random ones by `--for`: those that once found something are in the tests.
 const FIXED: u64 = 100;
@@ -26,6 +29,7 @@ struct Args {
     trace: bool,
     first: bool,
     mixed: bool,
+    paths: bool,
     seeds: Option<(u64, u64)>,
     time: Option<Duration>,
     from: Option<u64>,
@@ -42,6 +46,10 @@ fn parse() -> Result<Args, String> {
         }
         if option == "--first" {
             args.first = true;
+            continue;
+        }
+        if option == "--paths" {
+            args.paths = true;
             continue;
         }
         if option == "--mixed" {
@@ -79,6 +87,9 @@ fn main() -> ExitCode {
         }
     };
     let jobs = args.jobs.unwrap_or(1);
+    if args.paths {
+        return small::main(args.seed, args.seeds, args.time, (jobs, args.first, args.trace));
+    }
     match (args.seed, args.seeds, args.time) {
         (Some(seed), None, None) => one(seed, args.trace, args.mixed),
         (None, Some((from, to)), None) => many(&[(from, to)], None, jobs, &args),

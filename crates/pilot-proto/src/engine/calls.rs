@@ -23,6 +23,8 @@ const YIELD: Duration = Duration::from_millis(300);
 const AT_LEISURE: Duration = Duration::from_secs(2);
 /// A peer's calls are answered at most this often.
 const ANSWER_EVERY: Duration = Duration::from_millis(50);
+/// A node says that it hears nothing of the peer directly after this silence.
+const DEAF_FOR: Duration = Duration::from_millis(800);
 /// Predicted ports are tried at most this often per peer.
 const SPRAY_EVERY: Duration = Duration::from_secs(5);
 /// The guess begins this many ports before the one that is due: destinations may have been counted twice.
@@ -146,8 +148,11 @@ impl Engine {
     }
 
     fn send_candidates(&mut self, now: Instant, node: NodeId, round: u32, answer: bool) {
+        let Some(peer) = self.peers.get(&node) else { return };
+        let deaf = peer.path.failed() && peer.path.silent_for(now, DEAF_FOR);
         let message = Message {
             answer,
+            deaf,
             round,
             generation: self.generation,
             nat: self.nat_class().into(),
@@ -183,6 +188,11 @@ impl Engine {
             peer.calls.theirs = Some(message.generation);
             peer.calls.nat = message.nat;
         }
+        let lost = message.deaf && peer.path.unheard(now);
+        if lost {
+            self.relay_activated(now, node);
+        }
+        let Some(peer) = self.peers.get_mut(&node) else { return };
         if message.answer {
             if peer.calls.round != message.round || peer.calls.open.take().is_none() {
                 return;

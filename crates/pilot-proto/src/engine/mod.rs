@@ -365,6 +365,8 @@ pub struct Engine {
     budget: Budget,
     /// Direct paths may be opened by punching.
     punching: bool,
+    /// When the beacon was asked last because a peer fell silent.
+    hushed: Option<Instant>,
     /// Random ports may be tried where none can be predicted.
     birthday: bool,
     /// Punch requests without a punch command yet.
@@ -431,6 +433,7 @@ impl Engine {
             opened: (None, 0),
             budget: Budget::default(),
             punching: true,
+            hushed: None,
             birthday: false,
             punches: BTreeMap::new(),
             punch_bucket: None,

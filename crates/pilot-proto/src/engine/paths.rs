@@ -109,6 +109,16 @@ impl Engine {
         true
     }
 
+    /// The way to a node: `direct`, `relay` or `none`.
+    pub fn path_to(&self, node: NodeId) -> &'static str {
+        let Some(peer) = self.peers.get(&node) else { return "none" };
+        match peer.path.choose(self.beacons.chosen().is_some(), self.config.relay_only) {
+            Choice::Direct(_) => "direct",
+            Choice::Relay => "relay",
+            Choice::None => "none",
+        }
+    }
+
     /// All tunnel peers, by node id.
     pub fn peers(&self) -> Vec<PeerStatus> {
         let beacon = self.beacons.chosen();
@@ -130,11 +140,7 @@ impl Engine {
                 session: peer.session_kind(self.latest),
                 pinned: self.pins.contains(*node),
                 downgrades_refused: peer.upgrade.as_ref().map_or(0, |upgrade| upgrade.downgrades),
-                path: match choice {
-                    Choice::Direct(_) => "direct",
-                    Choice::Relay => "relay",
-                    Choice::None => "none",
-                },
+                path: self.path_to(*node),
                 path_kind: match choice {
                     Choice::Direct(_) => peer.path.kind().map(CandidateKind::name),
                     Choice::Relay | Choice::None => None,

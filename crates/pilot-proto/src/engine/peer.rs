@@ -21,6 +21,11 @@ pub(super) const KEEPALIVE: Duration = Duration::from_secs(25);
 pub(super) const IDLE: Duration = Duration::from_secs(120);
 /// Time without any traffic after which a peer without connections is removed.
 pub(super) const REAP: Duration = Duration::from_secs(300);
+/// A peer with connections that falls silent for this long may have lost us: what it sends goes to a mapping that our NAT
+/// has forgotten, and only a datagram of ours to the beacon makes another that it can learn of.
+pub(super) const HUSH: Duration = Duration::from_millis(1_500);
+/// Distance of such datagrams, for all peers together.
+pub(super) const HUSH_EVERY: Duration = Duration::from_secs(1);
 /// Silence of a peer in use after which the watchdog probes it.
 pub(super) const WATCH: Duration = Duration::from_secs(55);
 /// Distance of the watchdog's probes.
@@ -106,6 +111,8 @@ pub(super) struct Peer {
     pub(super) last_in: Instant,
     pub(super) last_out: Instant,
     pub(super) last_app: Option<Instant>,
+    /// The silence after this frame was taken for a lost mapping of our own.
+    pub(super) hushed: Option<Instant>,
     pub(super) watch_probes: u32,
     pub(super) watch_next: Instant,
     pub(super) last_reset: Option<Instant>,
@@ -146,6 +153,7 @@ impl Peer {
             last_in: now,
             last_out: now,
             last_app: None,
+            hushed: Some(now),
             watch_probes: 0,
             watch_next: now,
             last_reset: None,
@@ -202,6 +210,9 @@ impl Peer {
         if let Some(at) = self.calls.deadline() {
             at_most(at);
         }
+        if let Some(at) = self.hush_due(connections).filter(|_| self.linked(now)) {
+            at_most(at);
+        }
         if self.exchange.is_none()
             && (connections || !self.pending.is_empty())
             && let Some(until) = self.cooldown
@@ -225,6 +236,11 @@ impl Peer {
             at_most(at + IDLE);
         }
         next
+    }
+
+    /// When the peer's silence is long enough to ask the beacon how it sees us, once for each silence.
+    pub(super) fn hush_due(&self, connections: bool) -> Option<Instant> {
+        (connections && self.hushed != Some(self.last_in)).then(|| self.last_in + HUSH)
     }
 
     /// When the watchdog wants to look at this peer, if it is in use.

@@ -186,6 +186,13 @@ impl Engine {
             Choice::Direct(addr) => vec![addr],
             _ => peer.path.addresses().take(MAX_ADDRESSES).collect(),
         };
+        // What waits for an answer goes that way, so that way is in doubt.
+        peer.path.doubt(now);
+        if !peer.path.proven() {
+            // The relay delivers to where the beacon saw us last, and our NAT may have put us elsewhere since.
+            self.ask_beacon(now);
+        }
+        let Some(peer) = self.peers.get_mut(&node) else { return };
         // A peer with an upgraded session does not act on unsigned requests, and needs none: what it gets is signed.
         let ask = peer.session.is_some();
         let half = peer.half.clone();

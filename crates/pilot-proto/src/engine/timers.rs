@@ -1,7 +1,9 @@
 //! Deadlines: one per peer, kept in order, plus the beacon, the key lookups and the streams.
 
 use super::handshake::LOOKUP_TIMEOUT;
-use super::peer::{GIVE_UP_RESET_EVERY, KEEPALIVE, Peer, REAP, RouteState, WATCH_EVERY, WATCH_PROBES};
+use super::peer::{
+    GIVE_UP_RESET_EVERY, HUSH_EVERY, KEEPALIVE, Peer, REAP, RouteState, WATCH_EVERY, WATCH_PROBES,
+};
 use super::{Engine, Event};
 use crate::NodeId;
 use crate::path::Tick;
@@ -75,6 +77,7 @@ impl Engine {
         self.path_timeout(now, node, connections);
         self.call_timeout(now, node);
         self.mtu_timeout(now, node);
+        self.hush_timeout(now, node, connections);
         self.liveness_timeout(now, node, connections);
         self.recovery_timeout(now, node, connections);
     }
@@ -134,6 +137,20 @@ impl Engine {
     pub(super) fn relay_activated(&mut self, now: Instant, node: NodeId) {
         self.emit(Event::Publish("tunnel.relay_activated", serde_json::json!({ "peer_node_id": node })));
         self.streams.path_changed(now, node);
+    }
+
+    /// See [`HUSH`].
+    fn hush_timeout(&mut self, now: Instant, node: NodeId, connections: bool) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if peer.hush_due(connections).is_none_or(|at| at > now) {
+            return;
+        }
+        peer.hushed = Some(peer.last_in);
+        let due = self.hushed.is_none_or(|at| now.saturating_duration_since(at) >= HUSH_EVERY);
+        if due && peer.linked(now) {
+            self.hushed = Some(now);
+            self.ask_beacon(now);
+        }
     }
 
     fn liveness_timeout(&mut self, now: Instant, node: NodeId, connections: bool) {

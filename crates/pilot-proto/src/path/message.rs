@@ -4,7 +4,7 @@
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 1 | version: 1 |
-//! | 1 | 1 | 0 call, 1 answer |
+//! | 1 | 1 | bit 0: an answer, else a call; bit 1: nothing of yours has reached the sender directly of late |
 //! | 2 | 4 | the call's number; an answer repeats it |
 //! | 6 | 4 | the list's generation; grows |
 //! | 10 | 1 | the sender's NAT: 0 unknown, 1 none, 2 one port for all destinations, 3 predictable ports, 4 random ports |
@@ -24,6 +24,8 @@ use std::net::{IpAddr, SocketAddr};
 pub const PORT: u16 = 3;
 const VERSION: u8 = 1;
 const HEADER: usize = 16;
+const ANSWER: u8 = 1;
+const DEAF: u8 = 2;
 
 /// Kinds by their number in the message, from 1.
 const KINDS: [CandidateKind; 5] = [
@@ -39,6 +41,8 @@ const KINDS: [CandidateKind; 5] = [
 pub struct Message {
     /// It answers the call of this number.
     pub answer: bool,
+    /// Nothing of the receiver has reached the sender directly of late, although it was waited for.
+    pub deaf: bool,
     /// The call's number.
     pub round: u32,
     /// Of the list.
@@ -54,7 +58,8 @@ pub struct Message {
 impl Message {
     /// The bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = vec![VERSION, u8::from(self.answer)];
+        let kind = if self.answer { ANSWER } else { 0 } | if self.deaf { DEAF } else { 0 };
+        let mut out = vec![VERSION, kind];
         out.extend_from_slice(&self.round.to_be_bytes());
         out.extend_from_slice(&self.generation.to_be_bytes());
         out.push(self.nat.number());
@@ -86,7 +91,7 @@ impl Message {
     pub fn parse(bytes: &[u8]) -> Option<Message> {
         let (header, mut rest) = bytes.split_first_chunk::<HEADER>()?;
         let [version, kind, r0, r1, r2, r3, g0, g1, g2, g3, nat, p0, p1, count, stride, addresses] = *header;
-        if version != VERSION || kind > 1 || usize::from(addresses) > MAX_CANDIDATES {
+        if version != VERSION || usize::from(addresses) > MAX_CANDIDATES {
             return None;
         }
         let stride = i8::from_be_bytes([stride]);
@@ -107,7 +112,8 @@ impl Message {
             }
         }
         Some(Message {
-            answer: kind == 1,
+            answer: kind & ANSWER != 0,
+            deaf: kind & DEAF != 0,
             round: u32::from_be_bytes([r0, r1, r2, r3]),
             generation: u32::from_be_bytes([g0, g1, g2, g3]),
             nat: PeerNat::from_number(nat),
@@ -125,6 +131,7 @@ mod tests {
         let at = |text: &str, kind| Candidate::new(text.parse().unwrap(), kind);
         Message {
             answer: true,
+            deaf: true,
             round: 7,
             generation: 0x0102_0304,
             nat: PeerNat::Predictable,
@@ -144,7 +151,7 @@ mod tests {
         let message = message();
         let bytes = message.to_bytes();
         assert_eq!(Message::parse(&bytes), Some(message));
-        assert_eq!(&bytes[..16], [1, 1, 0, 0, 0, 7, 1, 2, 3, 4, 3, 0x9c, 0x41, 64, 255, 5]);
+        assert_eq!(&bytes[..16], [1, 3, 0, 0, 0, 7, 1, 2, 3, 4, 3, 0x9c, 0x41, 64, 255, 5]);
         assert_eq!(&bytes[16..24], [1, 4, 192, 168, 1, 7, 0x0f, 0xa0]);
     }
 
@@ -160,7 +167,7 @@ mod tests {
             Message::parse(&bytes)
         };
         assert_eq!(changed(0, 2), None, "version");
-        assert_eq!(changed(1, 2), None, "kind");
+        assert!(changed(1, 0).is_some_and(|message| !message.answer && !message.deaf));
         assert_eq!(changed(15, 17), None, "too many");
         assert_eq!(changed(17, 5), None, "family");
         assert_eq!(changed(16, 9).unwrap().candidates.len(), 4);

@@ -182,7 +182,12 @@ impl Path {
         self.last_direct_in = Some(now);
         self.book.heard(now, from);
         if self.proven && self.direct == Some(from) {
-            self.alive();
+            // That its frames arrive says nothing of ours: once in doubt, an answered probe must tell. A peer that lost the path
+            // goes on probing it.
+            if !arrival.probe {
+                self.sending_since = None;
+                self.unreachable = 0;
+            }
             return false;
         }
         if !arrival.fresh && self.proven {
@@ -284,6 +289,15 @@ impl Path {
             self.doubt(now);
         }
         false
+    }
+
+    /// The peer says that nothing of ours reaches it directly. True: the path changed.
+    pub fn unheard(&mut self, now: Instant) -> bool {
+        let lost = self.proven;
+        if lost {
+            self.give_up(now);
+        }
+        lost
     }
 
     /// The path in use may be dead: it is probed at once, and left soon unless it answers.
