@@ -158,6 +158,8 @@ impl Engine {
             peer.recovery.answered();
             return;
         }
+        // What waits for an answer goes that way, so that way is in doubt.
+        peer.path.doubt(now);
         self.recover(now, node);
     }
 
@@ -186,8 +188,6 @@ impl Engine {
             Choice::Direct(addr) => vec![addr],
             _ => peer.path.addresses().take(MAX_ADDRESSES).collect(),
         };
-        // What waits for an answer goes that way, so that way is in doubt.
-        peer.path.doubt(now);
         if !peer.path.proven() {
             // The relay delivers to where the beacon saw us last, and our NAT may have put us elsewhere since.
             self.ask_beacon(now);
