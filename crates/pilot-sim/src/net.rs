@@ -14,6 +14,8 @@ pub const SECOND: Micros = 1_000_000;
 const NAT_TTL: Micros = 65 * SECOND;
 /// UDP port of a node's first socket.
 const NODE_PORT: u16 = 4000;
+/// IPv4 and UDP headers.
+const IP_HEADERS: usize = 28;
 /// Most mappings of a NAT; the oldest goes first.
 const MAX_MAPPINGS: usize = 256;
 
@@ -167,6 +169,10 @@ pub struct Link {
     pub dead: bool,
     /// When the last datagram will have left.
     pub busy_until: Micros,
+    /// Largest IP packet; what is larger vanishes without a word. `None`: no limit.
+    pub mtu: Option<usize>,
+    /// From this time on it is that.
+    pub narrows: Option<(Micros, usize)>,
 }
 
 /// What a datagram meets on its way over one or two links.
@@ -181,6 +187,7 @@ struct Conditions {
     burst_corrupt: u32,
     burst_jitter: Micros,
     dead: bool,
+    mtu: Option<usize>,
 }
 
 impl Conditions {
@@ -195,13 +202,16 @@ impl Conditions {
             burst_corrupt: self.burst_corrupt + other.burst_corrupt,
             burst_jitter: self.burst_jitter + other.burst_jitter,
             dead: self.dead || other.dead,
+            mtu: self.mtu.into_iter().chain(other.mtu).min(),
         }
     }
 }
 
 impl Link {
-    fn conditions(&self) -> Conditions {
+    fn conditions(&self, now: Micros) -> Conditions {
+        let narrow = self.narrows.filter(|(at, _)| *at <= now).map(|(_, mtu)| mtu);
         Conditions {
+            mtu: narrow.or(self.mtu),
             delay: self.delay,
             jitter: self.jitter,
             loss: self.loss,
@@ -239,6 +249,7 @@ pub struct NetStats {
     pub queue_full: u64,
     pub duplicated: u64,
     pub filtered: u64,
+    pub too_large: u64,
 }
 
 /// The internet between nodes and beacons.
@@ -311,12 +322,15 @@ impl Network {
         let Some(left) = self.leave(now, sender, bytes.len()) else { return };
         let Some(receiver) = self.owner(to) else { return };
         let link = |place: Place| match place {
-            Place::Node(i) => self.links[i].conditions(),
+            Place::Node(i) => self.links[i].conditions(now),
             Place::Beacon(_) => Conditions { delay: 1_000, ..Conditions::default() },
         };
         let way = link(sender).and(link(receiver));
         if way.dead {
             return self.hit(Kind::Blackout);
+        }
+        if way.mtu.is_some_and(|mtu| bytes.len() + IP_HEADERS > mtu) {
+            return self.stats.too_large += 1;
         }
         let twice = rng.chance(way.duplicate);
         let burst = rng.chance(way.burst_duplicate);

@@ -9,7 +9,7 @@ const SEEDS: u64 = 40;
 #[test]
 fn every_invariant_holds_in_the_fixed_set_of_worlds_and_every_fault_occurs() {
     let mut hits = [0; KINDS];
-    let (mut bytes, mut direct, mut relayed) = (0, 0, 0);
+    let (mut bytes, mut direct, mut relayed, mut too_large) = (0, 0, 0, 0);
     for seed in 0..SEEDS {
         let (report, result) = run(seed);
         if let Err(violation) = result {
@@ -21,11 +21,13 @@ fn every_invariant_holds_in_the_fixed_set_of_worlds_and_every_fault_occurs() {
         bytes += report.bytes;
         direct += report.tunnels_direct;
         relayed += report.tunnels_relayed;
+        too_large += report.net.too_large;
     }
     for kind in Kind::ALL {
         assert!(hits[kind as usize] > 0, "in no world of the set did {kind:?} do anything");
     }
     assert!(direct > 0 && relayed > 0, "{direct} direct and {relayed} relayed sessions");
+    assert!(too_large > SEEDS, "only {too_large} datagrams were larger than a link carries");
     assert!(bytes > SEEDS * 100_000, "only {bytes} bytes were delivered");
 }
 
