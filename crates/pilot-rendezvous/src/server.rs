@@ -117,10 +117,20 @@ pub struct Stats {
     pub beacon_nodes: u64,
     /// Frames relayed.
     pub relayed: u64,
+    /// Their bytes on the way out.
+    pub relayed_bytes: u64,
     /// Frames not relayed: destination unknown.
     pub relay_dropped: u64,
     /// Frames not relayed: over a budget.
     pub relay_limited: u64,
+    /// Frames not relayed: too many wait for their destination, or in all.
+    pub relay_overrun: u64,
+    /// Frames the system refused to send: no way there, or too long for it.
+    pub relay_unsent: u64,
+    /// Answers of the beacon the system did not take.
+    pub answers_unsent: u64,
+    /// Datagrams the kernel dropped before the beacon read them: its receive buffer was full.
+    pub receive_overflow: u64,
     /// Punches coordinated.
     pub punches: u64,
     /// Punch requests over a budget, or of a sender that is not where it says.
@@ -316,7 +326,7 @@ fn probe_socket(wanted: ProbePort, beacon: SocketAddr) -> Result<Option<UdpSocke
         },
     };
     let addr = SocketAddr::new(beacon.ip(), port);
-    match beacon::task::bind(addr) {
+    match beacon::socket::bind(addr) {
         Ok(socket) => Ok(Some(socket)),
         Err(source) if needed => Err(StartError::Bind { what: "beacon probe UDP", addr, source }),
         Err(e) => {
@@ -343,7 +353,7 @@ impl Server {
         check(&config)?;
         let bind = |what, addr| move |source| StartError::Bind { what, addr, source };
         let tcp = listen(config.registry_addr).map_err(bind("registry TCP", config.registry_addr))?;
-        let udp = beacon::task::bind(config.beacon_addr).map_err(bind("beacon UDP", config.beacon_addr))?;
+        let udp = beacon::socket::bind(config.beacon_addr).map_err(bind("beacon UDP", config.beacon_addr))?;
         let registry_addr = tcp.local_addr().map_err(bind("registry TCP", config.registry_addr))?;
         let beacon_addr = udp.local_addr().map_err(bind("beacon UDP", config.beacon_addr))?;
         let probe = probe_socket(config.beacon_probe, config.beacon_addr)?;
@@ -464,8 +474,13 @@ impl Server {
         let mut stats = Stats {
             beacon_nodes: beacon.nodes,
             relayed: beacon.relayed,
+            relayed_bytes: beacon.relayed_bytes,
             relay_dropped: beacon.dropped,
             relay_limited: beacon.relay_limited,
+            relay_overrun: beacon.relay_overrun,
+            relay_unsent: beacon.relay_unsent,
+            answers_unsent: beacon.answers_unsent,
+            receive_overflow: beacon::socket::overflowed(self.beacon_addr).unwrap_or(0),
             punches: beacon.punches,
             punch_refused: beacon.punch_refused,
             discover_limited: beacon.discover_limited,

@@ -88,7 +88,7 @@ impl Relay {
         Relay { beacon: Beacon::new(settings), swept: now }
     }
 
-    /// Handles a datagram and hands what it causes to `send`. The datagram is relayed in place.
+    /// Handles a datagram and hands what it causes to `send`.
     pub fn handle(
         &mut self,
         from: SocketAddr,
@@ -97,7 +97,8 @@ impl Relay {
         now: Instant,
         mut send: impl FnMut(SocketAddr, &[u8]),
     ) {
-        self.beacon.handle(from, datagram, directory, now, &mut send);
+        self.beacon.receive(from, datagram, datagram.len(), directory, now, &mut send);
+        self.beacon.flush(&mut send);
     }
 
     /// A node has registered.

@@ -1,7 +1,7 @@
 //! Nodes that reach this beacon over a WebSocket (spec 04 section 17). They have proven their key, so nothing is weighed
 //! here; they have no UDP address, so none is stored.
 
-use super::{Beacon, NOTIFY_INTERVAL, canonical};
+use super::{Beacon, Frames, NOTIFY_INTERVAL, canonical};
 use crate::compat::{Arrival, Outlet};
 use pilot_proto::NodeId;
 use pilot_proto::wire::beacon::{Message, NOTIFY_HANDSHAKE};
@@ -54,7 +54,7 @@ impl Sockets {
 
 impl Beacon {
     /// Takes what a WebSocket brings.
-    pub fn arrived(&mut self, arrival: Arrival, send: &mut impl FnMut(SocketAddr, &[u8])) {
+    pub fn arrived(&mut self, arrival: Arrival) {
         match arrival {
             Arrival::Joined { node, serial, peer, outlet } => {
                 let socket = Socket { serial, peer: canonical(peer), outlet, notified: None };
@@ -67,21 +67,16 @@ impl Beacon {
                     self.sockets.0.remove(&node);
                 }
             }
-            Arrival::Datagram { node, serial, mut bytes } => {
+            Arrival::Datagram { node, serial, bytes } => {
                 if self.sockets.0.get(&node).is_some_and(|socket| socket.serial == serial) {
-                    self.datagram_of_socket(node, &mut bytes, send);
+                    self.datagram_of_socket(node, &bytes);
                 }
             }
         }
         self.counters.sockets = self.sockets.0.len() as u64;
     }
 
-    fn datagram_of_socket(
-        &mut self,
-        node: NodeId,
-        datagram: &mut [u8],
-        send: &mut impl FnMut(SocketAddr, &[u8]),
-    ) {
+    fn datagram_of_socket(&mut self, node: NodeId, datagram: &[u8]) {
         match Message::parse(datagram) {
             Ok(Message::Discover { .. } | Message::DiscoverEx { .. }) => {
                 if let Some(peer) = self.sockets.0.get(&node).map(|socket| socket.peer) {
@@ -91,7 +86,9 @@ impl Beacon {
             // There is nothing to punch with.
             Ok(Message::PunchRequest { .. }) => {}
             // Here it is known who sends.
-            Ok(Message::Relay { from, to, .. }) if from == node => self.forward(false, to, datagram, send),
+            Ok(Message::Relay { from, to, .. }) if from == node => {
+                self.forward(false, node, to, Frames { bytes: datagram, stride: datagram.len() });
+            }
             _ => self.counters.garbage += 1,
         }
     }

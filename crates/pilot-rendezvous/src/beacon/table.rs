@@ -57,7 +57,7 @@ pub(super) struct Entry {
     pub named: bool,
     pub notified: Option<Instant>,
     /// The address is proven by the node's key.
-    proven: bool,
+    pub proven: bool,
     /// Nothing vouches for the address: neither the node's key nor the IP address it registered from. Another beacon that
     /// has the node is believed rather.
     pub weak: bool,
@@ -123,11 +123,6 @@ impl Table {
 
     pub fn ids(&self) -> impl Iterator<Item = (NodeId, bool)> + '_ {
         self.nodes.iter().map(|(id, entry)| (*id, entry.weak))
-    }
-
-    /// Whether this node is known to be at this address, or at another port of it.
-    pub fn near(&self, node: NodeId, addr: SocketAddr) -> bool {
-        self.nodes.get(&node).is_some_and(|e| e.addr.ip() == addr.ip())
     }
 
     fn epoch(&mut self, now: Instant) -> u64 {

@@ -1,5 +1,6 @@
-//! The beacon's socket.
+//! The beacon's task: it moves bytes between the socket and the state.
 
+use super::socket::{mapped, transmit};
 use super::{Beacon, Counters, Directory};
 use crate::compat::Arrival;
 use crate::server::stopped;
@@ -15,12 +16,13 @@ use tokio::sync::{mpsc, watch};
 
 /// Bytes of one receive buffer: the largest datagram, or a run of equal ones that the kernel hands over as one.
 const BUFFER: usize = 65_535;
-/// Receive calls before other work gets a turn.
-const BURST: usize = 8;
+/// Receive calls before what they brought is sent on, and other work gets a turn. Many, so that frames of interleaved flows
+/// find others to the same destination to leave with; a beacon that keeps up finds nothing more after one or two.
+const BURST: usize = 16;
+/// Batches sent before the next receive calls: what is queued when the socket was full must not stop reading.
+const SENDS: usize = 1024;
 /// Datagrams taken from the second port before other work gets a turn.
 const PROBES: usize = 32;
-/// Socket buffers asked for, bytes; the system may give less.
-const SOCKET_BUFFER: usize = 8 << 20;
 /// Messages of WebSockets handled before other work gets a turn.
 const ARRIVALS: usize = 64;
 const SYNC_INTERVAL: Duration = Duration::from_secs(10);
@@ -43,44 +45,15 @@ pub(crate) struct Inputs {
 
 /// The counters, readable from outside the task.
 #[derive(Debug, Default)]
-pub(crate) struct SharedCounters(Mutex<(Counters, u64)>);
+pub(crate) struct SharedCounters(Mutex<Counters>);
 
 impl SharedCounters {
-    fn publish(&self, counters: Counters, unsent: u64) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (counters, unsent);
+    fn publish(&self, counters: Counters) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = counters;
     }
 
     pub fn read(&self) -> Counters {
-        let (counters, unsent) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Counters {
-            // A datagram the system did not take was not relayed.
-            relayed: counters.relayed.saturating_sub(unsent),
-            dropped: counters.dropped + unsent,
-            ..counters
-        }
-    }
-}
-
-/// Binds the socket; `[::]` serves both families.
-pub(crate) fn bind(addr: SocketAddr) -> std::io::Result<UdpSocket> {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
-    if addr.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
-    // Best effort: the system's limits are the operator's business.
-    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
-    let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
-    socket.set_nonblocking(true)?;
-    socket.bind(&addr.into())?;
-    UdpSocket::from_std(socket.into())
-}
-
-/// An address as a socket of either family takes it.
-fn mapped(to: SocketAddr, v6: bool) -> SocketAddr {
-    match to {
-        SocketAddr::V4(a) if v6 => SocketAddr::new(a.ip().to_ipv6_mapped().into(), a.port()),
-        other => other,
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -120,8 +93,10 @@ pub(crate) async fn run(
                 unsent += 1;
             }
         };
+        let interest =
+            if beacon.waiting() { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
         tokio::select! {
-            ready = socket.readable() => {
+            ready = socket.ready(interest) => {
                 if let Err(e) = ready {
                     tracing::error!(error = %e, "the beacon's socket failed");
                     return;
@@ -136,13 +111,10 @@ pub(crate) async fn run(
                     // Would block, or an ICMP error of an earlier datagram.
                     let Ok(received) = received else { break };
                     let now = Instant::now();
-                    for (buffer, meta) in buffers.chunks_exact_mut(BUFFER).zip(&meta[..received]) {
-                        for datagram in buffer[..meta.len].chunks_mut(meta.stride.max(1)) {
-                            beacon.handle(meta.addr, datagram, &directory, now, &mut send);
-                        }
+                    for (buffer, meta) in buffers.chunks_exact(BUFFER).zip(&meta[..received]) {
+                        beacon.receive(meta.addr, &buffer[..meta.len], meta.stride, &directory, now, &mut send);
                     }
                 }
-                tokio::task::yield_now().await;
             }
             Ok(()) = readable(probe.as_ref()) => {
                 for _ in 0..PROBES {
@@ -155,10 +127,9 @@ pub(crate) async fn run(
                     };
                     beacon.probe(from, &buffer[..len], &directory, Instant::now(), &mut answer);
                 }
-                tokio::task::yield_now().await;
             }
             n = arrivals.recv_many(&mut arrived, ARRIVALS), if !arrivals.is_closed() => {
-                arrived.drain(..n).for_each(|arrival| beacon.arrived(arrival, &mut send));
+                arrived.drain(..n).for_each(|arrival| beacon.arrived(arrival));
             }
             Some(hint) = hints.recv() => match hint {
                 Hint::Handshake(node) => beacon.notify(node, Instant::now(), &mut send),
@@ -168,6 +139,16 @@ pub(crate) async fn run(
             _ = sweep.tick() => beacon.sweep(Instant::now()),
             _ = stopped(&mut stop) => return,
         }
-        counters.publish(beacon.counters, unsent);
+        for _ in 0..SENDS {
+            let Some(mut batch) = beacon.next() else { break };
+            let sent = transmit(&socket, v6, &mut batch);
+            beacon.sent(batch, &sent);
+            if sent.full {
+                break;
+            }
+        }
+        beacon.counters.answers_unsent = unsent;
+        counters.publish(beacon.counters);
+        tokio::task::yield_now().await;
     }
 }

@@ -44,9 +44,9 @@ fn world(settings: Settings) -> World {
 impl World {
     fn raw(&mut self, from: &str, bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
         let mut sent = Vec::new();
-        let mut bytes = bytes.to_vec();
         let mut send = |to: SocketAddr, b: &[u8]| sent.push((to.to_string(), b.to_vec()));
-        self.beacon.handle(addr(from), &mut bytes, &self.directory, self.now, &mut send);
+        self.beacon.receive(addr(from), bytes, bytes.len(), &self.directory, self.now, &mut send);
+        self.beacon.flush(&mut send);
         sent
     }
 
@@ -207,8 +207,8 @@ fn relaying_has_a_budget_per_source_and_a_smaller_one_for_forged_senders() {
     w.discover(B, 2);
     w.discover(A, 1);
     let relayed = (0..25_000).filter(|_| !w.relay(A, 1, 2).is_empty()).count();
-    assert_eq!(relayed, 20_000);
-    assert_eq!(w.beacon.counters.relay_limited, 5_000);
+    assert_eq!(relayed, 312_500 / 16, "a small frame counts for 1,024 bytes");
+    assert_eq!(w.beacon.counters.relay_limited, 25_000 - relayed as u64);
     assert_eq!(w.relay("203.0.113.2:4001", 1, 2).len(), 1, "another port has its own: a NAT gave it");
     // Nobody has said that node 9 is there.
     assert_eq!((0..25_000).filter(|_| !w.relay("198.51.100.9:1", 9, 2).is_empty()).count(), 400);
@@ -217,6 +217,106 @@ fn relaying_has_a_budget_per_source_and_a_smaller_one_for_forged_senders() {
         (0..2_000u32).filter(|i| !w.relay(&format!("10.0.{}.1:9", i % 250), 1, 2).is_empty()).count();
     assert_eq!(forged, 0, "the destination has had enough of them");
     assert_eq!(w.relay(A.replace("4000", "4002").as_str(), 1, 2).len(), 1);
+}
+
+/// Relays a second of `mbit` Mbit/s in frames of `len` bytes, 20 at a time; says how many went through of how many.
+fn a_second_of(w: &mut World, mbit: usize, len: usize) -> (usize, usize) {
+    let run = bytes(&Message::Relay { from: 1, to: 2, frame: &vec![7; len - 9] }).repeat(20);
+    let runs = mbit * 1_000_000 / 8 / (len * 20);
+    let mut relayed = 0;
+    for _ in 0..runs {
+        w.now += Duration::from_secs(1) / runs as u32;
+        w.beacon.receive(addr(A), &run, len, &w.directory, w.now, &mut |_, _| {});
+        w.beacon.flush(&mut |_, _| relayed += 1);
+    }
+    (relayed, runs * 20)
+}
+
+#[test]
+fn a_fast_stream_is_relayed_in_full_and_one_from_a_proven_address_at_the_speed_of_its_line() {
+    let mut w = world(Settings::default());
+    let key = Identity::from_seed([1; 32]).unwrap();
+    w.directory.nodes.insert(1, Known { key: *key.public_key(), ip: Some(addr(A).ip()) });
+    w.discover(B, 2);
+    w.discover(A, 1);
+    for _ in 0..5 {
+        let (relayed, of) = a_second_of(&mut w, 200, 1231);
+        assert_eq!(relayed, of, "200 Mbit/s without proof");
+    }
+    let (relayed, of) =
+        (0..5).map(|_| a_second_of(&mut w, 950, 1231)).fold((0, 0), |s, n| (s.0 + n.0, s.1 + n.1));
+    assert!(relayed < of / 2, "{relayed} of {of}");
+    let reply = w.raw(A, &discover::sign(&key, "", 1, 1, &[0; 8]));
+    let cookie = discover::cookie(&reply[0].1).unwrap();
+    w.raw(A, &discover::sign(&key, "", 1, 2, &cookie));
+    for _ in 0..5 {
+        let (relayed, of) = a_second_of(&mut w, 950, 1231);
+        assert_eq!(relayed, of, "what a gigabit line carries");
+    }
+}
+
+#[test]
+fn what_one_receive_call_brings_is_relayed_in_order_and_other_messages_between_are_handled() {
+    let mut w = world(Settings::default());
+    w.discover(B, 2);
+    w.discover(A, 1);
+    w.discover(A, 3);
+    let relay = |to, frame: &[u8]| bytes(&Message::Relay { from: 1, to, frame });
+    // Datagrams of 14 bytes, the last one of 11.
+    let mut discover = bytes(&Message::Discover { node: 1, key: None });
+    discover.resize(14, 0);
+    let run = [
+        relay(2, b"one.."),
+        relay(2, b"two.."),
+        discover,
+        relay(3, b"three"),
+        relay(2, b"4th..."[..5].as_ref()),
+        relay(2, b"5."),
+    ];
+    let mut answers = Vec::new();
+    w.beacon
+        .receive(addr(A), &run.concat(), 14, &w.directory, w.now, &mut |to, _| answers.push(to.to_string()));
+    assert_eq!(answers, [A]);
+    let mut frames: HashMap<String, Vec<Vec<u8>>> = HashMap::new();
+    let mut batches = Vec::new();
+    while let Some(batch) = w.beacon.next() {
+        batches.push((batch.to.to_string(), batch.frames()));
+        let each = batch.bytes().chunks(batch.segment).map(|f| f[5..].to_vec());
+        frames.entry(batch.to.to_string()).or_default().extend(each);
+        w.beacon.sent(batch, &Sent { frames: 1, ..Sent::default() });
+    }
+    assert_eq!(batches, [(B.to_owned(), 4), (A.to_owned(), 1)]);
+    assert_eq!(frames[B], [&b"one.."[..], b"two..", b"4th..", b"5."]);
+    assert_eq!(frames[A], [b"three"]);
+    // A header cut short within a run is no frame.
+    let cut = [relay(2, b"one.."), relay(2, b"")[..8].to_vec()].concat();
+    w.beacon.receive(addr(A), &cut, 14, &w.directory, w.now, &mut |_, _| {});
+    assert_eq!(w.beacon.next().map(|b| b.frames()), Some(1));
+    assert_eq!(w.beacon.counters.garbage, 1);
+}
+
+#[test]
+fn a_destination_whose_frames_do_not_leave_costs_others_nothing() {
+    let mut w = world(Settings { exempt: vec![(addr(A).ip(), 32)], ..Settings::default() });
+    w.discover(B, 2);
+    w.discover("198.51.100.4:1", 3);
+    let frame = bytes(&Message::Relay { from: 1, to: 2, frame: &[0; 1200] });
+    for _ in 0..2_000 {
+        w.beacon.receive(addr(A), &frame, frame.len(), &w.directory, w.now, &mut |_, _| {});
+    }
+    let overrun = w.beacon.counters.relay_overrun;
+    assert!((1_000..1_300).contains(&overrun), "{overrun}: a mebibyte waits");
+    // The socket is full in the middle of a batch.
+    let mut batch = w.beacon.next().unwrap();
+    batch.advance();
+    w.beacon.sent(batch, &Sent { frames: 1, bytes: 1205, refused: 0, full: true });
+    let other = bytes(&Message::Relay { from: 1, to: 3, frame: b"PILSxyz" });
+    w.beacon.receive(addr(A), &other, other.len(), &w.directory, w.now, &mut |_, _| {});
+    let mut order = Vec::new();
+    w.beacon.flush(&mut |to, _| order.push(to.to_string()));
+    assert_eq!(order.iter().position(|to| to == "198.51.100.4:1"), Some(53 - 1), "after the batch before it");
+    assert_eq!(order.len() as u64 + 1, 2_001 - overrun);
+    assert_eq!((w.beacon.counters.relayed, w.beacon.counters.relay_overrun), (2_001 - overrun, overrun));
 }
 
 #[test]
