@@ -1,5 +1,6 @@
 //! Entry points of the fuzz targets: the pure state cores under arbitrary bytes.
 
+use crate::beacon::socket::Sent;
 use crate::beacon::{Beacon, Directory, Known, Settings};
 use crate::clock::Now;
 use crate::config::Config;
@@ -108,7 +109,9 @@ fn play(input: &[u8]) -> usize {
     granted
 }
 
-/// A beacon's datagrams: a sender in one byte, seconds since the last one in the next, a length in two, the bytes.
+/// A beacon's datagrams: a sender in one byte, seconds since the last one in the next, a length in two, the bytes. With
+/// the length's highest bit set, the first byte is the length of each of several datagrams that came with one call. With
+/// the highest bit of the seconds set, the socket is full after one frame.
 pub fn beacon(input: &[u8]) {
     struct Nobody;
     impl Directory for Nobody {
@@ -123,32 +126,58 @@ pub fn beacon(input: &[u8]) {
     let mut beacon = Beacon::new(settings);
     let mut now = Instant::now();
     let mut rest = input;
+    let (mut received, mut sent, mut longest) = (0, 0, 20);
     while let Some(([from, secs, high, low], tail)) = rest.split_first_chunk::<4>() {
-        let len = usize::from(u16::from_be_bytes([*high, *low])).min(tail.len());
-        let (bytes, next) = tail.split_at(len);
+        let len = usize::from(u16::from_be_bytes([*high & 0x7F, *low])).min(tail.len());
+        let (mut bytes, next) = tail.split_at(len);
         rest = next;
-        now += Duration::from_secs(u64::from(*secs));
-        let (mut sent, mut longest) = (0, 0);
+        let mut stride = len;
+        if high & 0x80 != 0
+            && let Some((each, datagrams)) = bytes.split_first()
+        {
+            (stride, bytes) = (usize::from(*each).max(1), datagrams);
+        }
+        now += Duration::from_secs(u64::from(*secs & 0x7F));
+        received += bytes.len().div_ceil(stride.max(1));
+        longest = longest.max(stride);
         let mut count = |_: SocketAddr, out: &[u8]| {
             sent += 1;
-            longest = longest.max(out.len());
+            assert!(out.len() <= longest, "{} bytes, but none received had more than {longest}", out.len());
         };
-        beacon.receive(peer(*from), bytes, len, &Nobody, now, &mut count);
-        beacon.flush(&mut count);
-        // What a spoofed sender can make us send: two datagrams, none much longer than its own.
-        assert!(sent <= 2, "{sent} datagrams for one");
-        assert!(longest <= len.max(20), "{longest} bytes for {len}");
+        beacon.receive(peer(*from), bytes, stride, &Nobody, now, &mut count);
+        if secs & 0x80 == 0 {
+            beacon.flush(&mut count);
+            assert!(!beacon.waiting());
+        } else if let Some(mut batch) = beacon.next() {
+            let (to, frames) = (batch.to, batch.frames());
+            let first = batch.bytes()[..batch.segment.min(batch.bytes().len())].to_vec();
+            count(to, &first);
+            batch.advance();
+            beacon.sent(batch, &Sent { frames: 1, bytes: first.len() as u64, refused: 0, full: true });
+            if frames > 1 {
+                let again = beacon.next().map(|batch| (batch.to, batch.frames(), beacon.sent(batch, &FULL)));
+                assert_eq!(again, Some((to, frames - 1, ())), "what is left comes next");
+            }
+        }
+        // What a spoofed sender can make us send: two datagrams for each, none much longer than its own.
+        assert!(sent <= 2 * received, "{sent} datagrams for {received}");
         // The second port answers with no more than it gets.
         beacon.probe(peer(*from), bytes, &Nobody, now, &mut |to, out| {
-            assert!(to == peer(*from) && out.len() <= len, "{} bytes for {len}", out.len());
+            assert!(to == peer(*from) && out.len() <= bytes.len(), "{} bytes for {}", out.len(), bytes.len());
         });
         beacon.notify(u32::from(*from), now, &mut |_, _| {});
-        if *secs > 60 {
+        if secs & 0x7F > 60 {
             beacon.sweep(now);
             beacon.announce(&mut |_, _| {});
         }
     }
+    let before = beacon.counters;
+    beacon.flush(&mut |_, _| {});
+    assert!(beacon.counters.relayed >= before.relayed && !beacon.waiting());
 }
+
+/// The socket took nothing.
+const FULL: Sent = Sent { frames: 0, bytes: 0, refused: 0, full: true };
 
 #[cfg(test)]
 mod tests {

@@ -408,7 +408,7 @@ impl Beacon {
     /// Queues frames for where their destination is: its WebSocket, its address, its beacon, in this order.
     fn forward(&mut self, peer: bool, node: NodeId, to: NodeId, frames: Frames<'_>) {
         if self.sockets.has(to) {
-            return self.to_socket(node, to, frames);
+            return self.push_to_socket(node, to, frames);
         }
         // Never from beacon to beacon to beacon: stale tables must not make frames go round.
         let route = self.routes.get(&to).filter(|_| !peer);
@@ -437,7 +437,7 @@ impl Beacon {
         self.counters.relay_overrun += self.queues.push(addr, head, frames.each(), RELAY_HEADER_LEN);
     }
 
-    fn to_socket(&mut self, node: NodeId, to: NodeId, frames: Frames<'_>) {
+    fn push_to_socket(&mut self, node: NodeId, to: NodeId, frames: Frames<'_>) {
         for frame in frames.each() {
             let mut out = Vec::with_capacity(frame.len());
             Message::RelayDeliver { from: node, frame: &frame[RELAY_HEADER_LEN..] }.emit(&mut out);

@@ -1,5 +1,8 @@
 //! `rendezvous start | stop | status`, and the process itself.
 
+mod counters;
+
+use self::counters::{Counted, in_words};
 use crate::args::{Args, Flag, Run, Spec, Tier};
 use crate::error::{CliError, CliResult, Code, Exit};
 use crate::lifecycle::detach::{Detached, Launch};
@@ -9,11 +12,11 @@ use crate::lifecycle::stop::{self, Stopped};
 use crate::lifecycle::{logfile, make_private_dir};
 use crate::output::Ctx;
 use pilot_daemon::config::{LogFormat, LogSettings};
-use pilot_rendezvous::{Config, ProbePort, Server, StartError, Stats, StoreConfig, Tls, TlsListener};
+use pilot_rendezvous::{Config, ProbePort, Server, StartError, StoreConfig, Tls, TlsListener};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Size at which the log is put aside, bytes.
@@ -206,15 +209,17 @@ fn status(ctx: &Ctx, args: &Args) -> CliResult {
     data["pid"] = json!(running.unwrap_or(0));
     data["store"] = json!(place.store);
     data["log_file"] = json!(place.log());
-    if let Some(counters) = place.counters().filter(|_| running.is_some()) {
-        data["counters"] = counters;
+    let counters = place.counters().filter(|_| running.is_some());
+    if let Some(counters) = &counters {
+        data["counters"] = counters.clone();
     }
     let exit = if running.is_some() { Exit::OK } else { Exit::NEGATIVE };
     let text = |style: &crate::output::Style| match (running, &state) {
         (Some(pid), Some(state)) => format!(
-            "{} rendezvous running (pid {pid})\n{}  Store:    {}\n  Logs:     {}",
+            "{} rendezvous running (pid {pid})\n{}{}  Store:    {}\n  Logs:     {}",
             style.green("●"),
             addresses(state),
+            counters.as_ref().map(in_words).unwrap_or_default(),
             place.store.display(),
             place.log().display()
         ),
@@ -337,14 +342,15 @@ fn serve(ctx: &Ctx, args: &Args, detached: Option<&Detached>) -> CliResult {
             Some(_) => {}
         }
         let mut look = tokio::time::interval(COUNTERS_EVERY);
-        let mut shown = None;
+        let mut counted = Counted::default();
         loop {
             tokio::select! {
                 _ = look.tick() => {
-                    let stats = server.stats();
-                    if shown.as_ref() != Some(&stats) {
+                    if let Some(news) = counted.look(server.stats(), Instant::now())
+                        && place.record_counters(&news).is_err()
+                    {
                         // The next look tries again.
-                        shown = place.record_counters(&counters(&stats)).is_ok().then_some(stats);
+                        counted.forget();
                     }
                 }
                 _ = terminate.recv() => break,
@@ -356,42 +362,6 @@ fn serve(ctx: &Ctx, args: &Args, detached: Option<&Detached>) -> CliResult {
         server.shutdown().await;
         drop(lock);
         Ok(Exit::OK)
-    })
-}
-
-/// The counters as `rendezvous status` shows them.
-fn counters(stats: &Stats) -> serde_json::Value {
-    json!({
-        "nodes_online": stats.nodes_online,
-        "nodes_known": stats.nodes_known,
-        "connections": stats.connections,
-        "connections_refused_rate": stats.connections_refused_rate,
-        "connections_refused_share": stats.connections_refused_share,
-        "connections_refused_full": stats.connections_refused_full,
-        "connections_evicted": stats.connections_evicted,
-        "requests": stats.requests,
-        "requests_failed": stats.errors,
-        "requests_delayed": stats.requests_delayed,
-        "requests_refused": stats.requests_refused,
-        "bad_signatures": stats.bad_signatures,
-        "beacon_nodes": stats.beacon_nodes,
-        "relayed": stats.relayed,
-        "relayed_bytes": stats.relayed_bytes,
-        "relay_dropped": stats.relay_dropped,
-        "relay_limited": stats.relay_limited,
-        "relay_overrun": stats.relay_overrun,
-        "relay_unsent": stats.relay_unsent,
-        "answers_unsent": stats.answers_unsent,
-        "receive_overflow": stats.receive_overflow,
-        "punches": stats.punches,
-        "punch_refused": stats.punch_refused,
-        "discover_limited": stats.discover_limited,
-        "claims_refused": stats.claims_refused,
-        "claims_dropped": stats.claims_dropped,
-        "beacon_garbage": stats.beacon_garbage,
-        "compat_nodes": stats.compat_nodes,
-        "compat_refused": stats.compat_refused,
-        "compat_dropped": stats.compat_dropped,
     })
 }
 

@@ -278,6 +278,31 @@ fn rendezvous_start_status_and_stop() {
     let text = home.run(&["rendezvous", "status"]).stdout;
     let join = format!("pilotctl daemon start --registry {}", started["registry_addr"].as_str().unwrap());
     assert!(text.contains(&join), "{text}");
+    // A node says where it is, and sends a frame to one that is not there.
+    let node = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let beacon = status["beacon_addr"].as_str().unwrap();
+    node.send_to(&[1, 0, 0, 0, 7], beacon).unwrap();
+    node.send_to(&[5, 0, 0, 0, 7, 0, 0, 0, 8, b'x'], beacon).unwrap();
+    let end = Instant::now() + Duration::from_secs(60);
+    let counters = loop {
+        let counters = home.json(&["rendezvous", "status"]).data()["counters"].clone();
+        if counters["relay_dropped"] == 1 {
+            break counters;
+        }
+        assert!(Instant::now() < end, "{counters}");
+    };
+    assert_eq!((&counters["beacon_nodes"], &counters["compat_nodes"]), (&1.into(), &0.into()));
+    for key in
+        ["relayed", "relayed_bytes", "relay_limited", "relay_overrun", "relay_unsent", "compat_dropped"]
+    {
+        assert_eq!(counters[key], 0, "{key}");
+    }
+    for key in ["relayed", "relayed_bytes", "relay_lost", "requests"] {
+        assert!(counters["per_second"][key].is_u64(), "{counters}");
+    }
+    let text = home.run(&["rendezvous", "status"]).stdout;
+    assert!(text.contains("1 at the beacon, 0 by WebSocket\n"), "{text}");
+    assert!(text.contains("\n  Lost:     1 unknown destination\n"), "{text}");
     let gone = home.json(&["rendezvous", "stop"]).data();
     assert_eq!(gone, serde_json::json!({"pid": started["pid"]}));
     assert_eq!(home.json(&["rendezvous", "stop"]).error()["code"], "not_running");

@@ -233,3 +233,53 @@ fn no_reply_to_an_unproven_sender_is_worth_spoofing_for() {
     // Over IPv6 the shortest Discover, which reference nodes send, draws 20 bytes for 5: 68 for 53 on the wire.
     assert_eq!(w.raw("[2001:db8::1]:9", &[1, 0, 0, 0, 9])[0].1.len(), 20);
 }
+
+#[test]
+fn no_message_makes_the_beacon_send_anybody_much_more_than_it_received() {
+    for (a, b, header, most) in [
+        (A, B, 28, 110),
+        // The shortest Discover, which reference nodes send, draws 20 bytes for 5; a punch command is as long.
+        ("[2001:db8::1]:4000", "[2001:db8:1::2]:5000", 48, 130),
+    ] {
+        let peer = "192.0.2.9:9001";
+        let mut w =
+            world(Settings { registry: REGISTRY.into(), peers: vec![addr(peer)], ..Settings::default() });
+        w.register(1, a);
+        w.discover(a, 1);
+        w.discover(b, 2);
+        w.send(b, &Message::DiscoverEx { node: 3 });
+        w.send(peer, &Message::Sync { beacon: 1, nodes: &9u32.to_be_bytes() });
+        let messages = [
+            bytes(&Message::Discover { node: 1, key: None }),
+            bytes(&Message::Discover { node: 0, key: None }),
+            bytes(&Message::Discover { node: 1, key: Some(&[1; 32]) }),
+            bytes(&Message::DiscoverEx { node: 1 }),
+            discover::sign(&identity(1), REGISTRY, 1, 1, &[0; 8]).to_vec(),
+            bytes(&Message::PunchRequest { requester: 1, target: 2 }),
+            bytes(&Message::Relay { from: 1, to: 2, frame: b"" }),
+            bytes(&Message::Relay { from: 1, to: 3, frame: b"x" }),
+            bytes(&Message::Relay { from: 1, to: 9, frame: &[7; 1200] }),
+            bytes(&Message::Relay { from: 1, to: 77, frame: b"" }),
+            bytes(&Message::DiscoverReply(addr(b))),
+            bytes(&Message::PunchCommand(addr(b))),
+            bytes(&Message::RelayDeliver { from: 1, frame: b"x" }),
+            bytes(&Message::RelayDeliverDest { from: 1, to: 2, frame: b"x" }),
+            bytes(&Message::Sync { beacon: 1, nodes: &[0; 400] }),
+            bytes(&Message::Notify { kind: 1 }),
+            vec![0x0B; 40],
+        ];
+        let mut answered = 0;
+        for message in messages {
+            let mut per_destination: HashMap<String, usize> = HashMap::new();
+            for (to, sent) in w.raw(a, &message) {
+                *per_destination.entry(to).or_default() += header + sent.len();
+            }
+            answered += per_destination.len();
+            for (to, sent) in per_destination {
+                let received = header + message.len();
+                assert!(sent * 100 <= received * most, "{message:?}: {sent} bytes to {to} for {received}");
+            }
+        }
+        assert_eq!(answered, 5 + 2 + 3, "five Discovers, a punch, three frames");
+    }
+}
