@@ -272,7 +272,15 @@ impl Net {
             10 => drop(engine.send_datagram(now, Addr::backbone(other), 99, input.short())),
             11 => drop(engine.ping(now, other, input.short())),
             12 => engine.forget_peer(now, other),
-            13 => engine.set_trusted(other, pick & 1 == 0),
+            13 => match pick & 0x0C {
+                4 => engine.network_changed(now),
+                8 => engine.set_punching(pick & 1 == 0),
+                12 => {
+                    let list = (0..pick >> 4).map(|n| Candidate::guessed(at(NodeId::from(n) + 1)));
+                    engine.set_local_candidates(now, list.collect());
+                }
+                _ => engine.set_trusted(other, pick & 1 == 0),
+            },
             14 => match pick & 0x0C {
                 4 => engine.handle_too_big(now, at(other), input.u16().into()),
                 8 => engine.handle_mtu_hint(now, at(other), input.u16().into()),

@@ -7,6 +7,7 @@ mod engine;
 mod input;
 mod local;
 mod mtu;
+mod path;
 mod services;
 mod stream;
 mod trust;
@@ -38,6 +39,7 @@ pub const TARGETS: &[Target] = &[
     ("stream", stream::stream),
     ("engine", engine::engine),
     ("mtu", mtu::mtu),
+    ("path", path::path),
 ];
 
 /// Runs one input through a target.
