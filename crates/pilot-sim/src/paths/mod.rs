@@ -7,7 +7,8 @@
 //!   trips through the beacon (key exchange, opening, data);
 //! - without loss, a pair of cone NATs is direct on both sides a second after that;
 //! - after the last fault, a pair whose NATs allow it is direct on both sides within [`DIRECT_WITHIN`];
-//! - while direct paths are blocked, and nothing else happens, no stream stalls for longer than [`STALL`];
+//! - while direct paths are blocked, or NATs forget mappings and addresses change, without loss, no stream stalls for longer
+//!   than [`STALL`];
 //! - no node sends more to addresses that never answered than its budget allows, and no NAT is made to hold more mappings
 //!   than that.
 

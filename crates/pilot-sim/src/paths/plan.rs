@@ -118,6 +118,16 @@ impl Plan {
         self.loss == 0 && self.faults.iter().all(|(_, _, fault)| matches!(fault, Fault::Block { .. }))
     }
 
+    /// Direct paths are blocked, whatever else happens.
+    pub fn blocks(&self) -> bool {
+        self.faults.iter().any(|(_, _, fault)| matches!(fault, Fault::Block { .. }))
+    }
+
+    /// Nothing is lost but by what changes in the network.
+    pub fn lossless(&self) -> bool {
+        self.loss == 0 && !self.faults.iter().any(|(_, _, f)| matches!(f, Fault::Loss(_) | Fault::Sleep(_)))
+    }
+
     /// Whether two nodes can get a direct path.
     pub fn direct(&self, a: usize, b: usize) -> bool {
         let (a, b) = (self.nodes[a], self.nodes[b]);

@@ -24,6 +24,8 @@ pub const BEACON_DELAY: Micros = 1_000;
 pub const DIRECT_WITHIN: Micros = 34 * SECOND;
 /// Longest stall of a stream whose direct path is blocked.
 pub const STALL: Micros = 3 * SECOND;
+/// The same when the relay may not know a node's address either, because its NAT had forgotten the beacon unnoticed.
+const STALL_UNKNOWN: Micros = 5 * SECOND;
 /// A pair is connected after this time at the latest.
 const CONNECTED: Micros = 10 * SECOND;
 /// Distance of messages on a stream.
@@ -251,7 +253,8 @@ impl World {
 
     /// Everything that must come about has.
     fn settled(&self, last: Micros) -> bool {
-        self.now > last.max(CONNECTED) + 3 * SECOND && self.pairs.iter().all(|pair| pair.back.is_some())
+        let well = |pair: &Pair| pair.back.is_some_and(|back| pair.progress.is_some_and(|at| at > back));
+        self.now > last.max(CONNECTED) + 3 * SECOND && self.pairs.iter().all(well)
     }
 
     fn happen(&mut self, what: Happening) -> Result<(), String> {
@@ -669,6 +672,10 @@ impl World {
                 "a stream stalled for {} us while direct paths were blocked",
                 self.outcome.stall
             ));
+        }
+        let most = if self.plan.blocks() { STALL_UNKNOWN } else { STALL };
+        if self.plan.lossless() && self.outcome.stall > most {
+            return Err(format!("a stream stalled for {} us while the network changed", self.outcome.stall));
         }
         for site in &self.sites {
             if site.most > MAX_MAPPINGS * self.hosts.len() {
