@@ -88,7 +88,8 @@ fn main() -> ExitCode {
     };
     let jobs = args.jobs.unwrap_or(1);
     if args.paths {
-        return small::main(args.seed, args.seeds, args.time, (jobs, args.first, args.trace));
+        let seeds = args.seeds.or(args.from.map(|from| (from, u64::MAX)));
+        return small::main(args.seed, seeds, args.time, (jobs, args.first, args.trace));
     }
     match (args.seed, args.seeds, args.time) {
         (Some(seed), None, None) => one(seed, args.trace, args.mixed),
