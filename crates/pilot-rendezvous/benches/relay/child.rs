@@ -1,6 +1,6 @@
 //! Relays in processes of their own, so that their processor time is theirs alone.
 
-use pilot_rendezvous::{Config, Limits, Server};
+use pilot_rendezvous::{Config, Limits, Server, StoreConfig};
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, UdpSocket};
@@ -49,6 +49,8 @@ impl Drop for Child {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        let _ =
+            std::fs::remove_dir_all(std::env::temp_dir().join(format!("pilot-bench-{}", self.process.id())));
     }
 }
 
@@ -60,14 +62,22 @@ pub fn run(role: &str) {
     });
     match role {
         "child-plain" => plain(),
-        _ => rendezvous(role == "child-strict"),
+        "child-filed" => rendezvous(false, StoreConfig::File(store().join("registry.db"))),
+        _ => rendezvous(role == "child-strict", StoreConfig::Memory),
     }
 }
 
-fn rendezvous(strict: bool) {
+/// A directory for the store of this process, left for its parent to remove.
+fn store() -> std::path::PathBuf {
+    let dir = std::env::temp_dir().join(format!("pilot-bench-{}", std::process::id()));
+    std::fs::create_dir(&dir).unwrap();
+    dir
+}
+
+fn rendezvous(strict: bool, store: StoreConfig) {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
         let limits = Limits { exempt_loopback: !strict, ..Limits::default() };
-        let server = Server::start(Config { limits, ..Config::loopback() }).await.unwrap();
+        let server = Server::start(Config { limits, store, ..Config::loopback() }).await.unwrap();
         println!("{} {}", server.beacon_addr(), server.registry_addr());
         std::future::pending::<()>().await;
     });

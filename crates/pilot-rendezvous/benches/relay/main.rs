@@ -129,9 +129,9 @@ fn flood(options: &Options) -> bool {
         for _ in 0..options.rounds {
             for (at_beacon, of) in got.iter_mut().enumerate() {
                 let child = Child::start("child-strict");
-                let sink = std::net::UdpSocket::bind("127.0.0.4:0").unwrap();
+                let sink = std::net::UdpSocket::bind("127.0.4.4:0").unwrap();
                 let to: SocketAddr = if at_beacon == 1 { child.beacon } else { sink.local_addr().unwrap() };
-                let load = Load::new(child.beacon, 1, "127.0.0.2");
+                let load = Load::new(child.beacon, 1, "127.0.2.2");
                 let flood = kind.start(child.beacon, to, options.secs + Duration::from_secs(1));
                 std::thread::sleep(Duration::from_millis(500));
                 let result = load.run(options.secs, Some(100));

@@ -16,7 +16,7 @@ const CONNECTIONS: u32 = 8;
 const MOST: f64 = 100.0;
 
 pub fn run() -> bool {
-    let child = Child::start("child-beacon");
+    let child = Child::start("child-filed");
     let registry = child.registry.unwrap();
     let empty = child.memory();
     let ids: Vec<u32> = std::thread::scope(|scope| {
@@ -35,7 +35,7 @@ pub fn run() -> bool {
     let known = child.memory();
     println!("| rendezvous | resident memory, MB |\n|---|---|");
     println!("| empty | {empty:.1} |");
-    println!("| {} nodes registered (store in memory) | {registered:.1} |", ids.len());
+    println!("| {} nodes registered (store in a file) | {registered:.1} |", ids.len());
     println!("| and known to the beacon | {known:.1} |\n");
     if known - empty > MOST {
         println!("MISSED: {:.1} MB more, wanted {MOST}", known - empty);
