@@ -36,6 +36,7 @@ pub const TARGETS: &[Target] = &[
     ("registry", pilot_rendezvous::fuzzing::registry),
     ("beacon_server", pilot_rendezvous::fuzzing::beacon),
     ("registry_client", pilot::fuzzing::registry_answers),
+    ("router", pilot::fuzzing::router_answers),
     ("stream", stream::stream),
     ("engine", engine::engine),
     ("mtu", mtu::mtu),

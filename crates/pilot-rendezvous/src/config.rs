@@ -1,7 +1,7 @@
 //! What an operator can set.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ pub const BEACON_PORT: u16 = 9001;
 /// Settings of one registry and beacon.
 #[derive(Clone)]
 pub struct Config {
-    /// TCP address of the registry; port 0 picks a free one.
+    /// TCP address of the registry; port 0 picks a free one. `[::]` serves both families, where there is no IPv6 IPv4
+    /// alone; the same goes for the beacon.
     pub registry_addr: SocketAddr,
     /// UDP address of the beacon; port 0 picks a free one.
     pub beacon_addr: SocketAddr,
@@ -71,7 +72,7 @@ impl fmt::Debug for Config {
 
 impl Default for Config {
     fn default() -> Config {
-        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let any = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         Config {
             registry_addr: SocketAddr::new(any, REGISTRY_PORT),
             beacon_addr: SocketAddr::new(any, BEACON_PORT),

@@ -13,7 +13,7 @@ use crate::registry::{Door, Now, Registry, Session};
 use crate::store::sqlite::Sqlite;
 use crate::store::{Store as _, StoreError, writer};
 use pilot_proto::NodeId;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -301,6 +301,17 @@ fn is_socket_url(url: &str) -> bool {
     url.len() <= 256 && plain && !authority.is_empty() && !authority.contains('@')
 }
 
+/// Binds; `[::]` becomes `0.0.0.0` where the system has no IPv6.
+fn any_family<T>(addr: SocketAddr, bind: impl Fn(SocketAddr) -> std::io::Result<T>) -> std::io::Result<T> {
+    match bind(addr) {
+        Err(e) if addr.ip() == Ipv6Addr::UNSPECIFIED && e.kind() != std::io::ErrorKind::AddrInUse => {
+            tracing::debug!(error = %e, "no IPv6 here");
+            bind((Ipv4Addr::UNSPECIFIED, addr.port()).into())
+        }
+        result => result,
+    }
+}
+
 fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
@@ -326,7 +337,7 @@ fn probe_socket(wanted: ProbePort, beacon: SocketAddr) -> Result<Option<UdpSocke
         },
     };
     let addr = SocketAddr::new(beacon.ip(), port);
-    match beacon::socket::bind(addr) {
+    match any_family(addr, beacon::socket::bind) {
         Ok(socket) => Ok(Some(socket)),
         Err(source) if needed => Err(StartError::Bind { what: "beacon probe UDP", addr, source }),
         Err(e) => {
@@ -352,8 +363,10 @@ impl Server {
     pub async fn start(config: Config) -> Result<Server, StartError> {
         check(&config)?;
         let bind = |what, addr| move |source| StartError::Bind { what, addr, source };
-        let tcp = listen(config.registry_addr).map_err(bind("registry TCP", config.registry_addr))?;
-        let udp = beacon::socket::bind(config.beacon_addr).map_err(bind("beacon UDP", config.beacon_addr))?;
+        let tcp =
+            any_family(config.registry_addr, listen).map_err(bind("registry TCP", config.registry_addr))?;
+        let udp = any_family(config.beacon_addr, beacon::socket::bind)
+            .map_err(bind("beacon UDP", config.beacon_addr))?;
         let registry_addr = tcp.local_addr().map_err(bind("registry TCP", config.registry_addr))?;
         let beacon_addr = udp.local_addr().map_err(bind("beacon UDP", config.beacon_addr))?;
         let probe = probe_socket(config.beacon_probe, config.beacon_addr)?;
@@ -362,7 +375,7 @@ impl Server {
         let second = match &config.tls_listener {
             None => None,
             Some(TlsListener { addr, tls }) => {
-                let tcp = listen(*addr).map_err(bind("registry TLS", *addr))?;
+                let tcp = any_family(*addr, listen).map_err(bind("registry TLS", *addr))?;
                 let bound = tcp.local_addr().map_err(bind("registry TLS", *addr))?;
                 // One certificate for both, even where it lives as long as the process.
                 let certified = match &certified {

@@ -53,6 +53,10 @@ pub(crate) enum Command {
     Route(NodeId, Result<Route, String>),
     Identity(Arc<Identity>, NodeId),
     Beacon(Option<SocketAddr>),
+    /// Where this node may be reached.
+    Local(Vec<Candidate>),
+    /// The node is somewhere else, or was away.
+    NetworkChanged,
     DiscoverProof(Option<DiscoverProof>),
     Public(bool),
     Trusted(NodeId, bool),

@@ -1,7 +1,7 @@
 //! Settings of a node and why one does not start.
 
 use pilot_disk::Disk;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,7 +23,8 @@ pub struct NodeConfig {
     pub registry_tls: Option<RegistryTls>,
     /// `host:port` of beacons, first one preferred. Empty: the registry's host, port as it says, else 9001.
     pub beacons: Vec<String>,
-    /// UDP listen address.
+    /// UDP listen address. `[::]` serves IPv6 and IPv4 on one port, where there is no IPv6 the latter alone; `0.0.0.0`
+    /// serves IPv4.
     pub listen: SocketAddr,
     /// Where the identity is kept; `None`: a fresh one, not stored. `trust.json` lies beside it.
     pub identity_path: Option<PathBuf>,
@@ -35,8 +36,12 @@ pub struct NodeConfig {
     pub tags: Vec<String>,
     /// Anyone may resolve and reach this node.
     pub public: bool,
-    /// Fixed endpoint to register instead of the observed one.
-    pub endpoint: Option<String>,
+    /// `host:port` the operator knows to lead to this node; the first is registered instead of the observed one.
+    pub endpoints: Vec<String>,
+    /// Ask the router for a port that leads here (PCP, NAT-PMP, UPnP-IGD).
+    pub port_mapping: bool,
+    /// Follow changes of this host's network, and its sleep.
+    pub watch_network: bool,
     /// Never send to or tell direct addresses; everything goes through the beacon.
     pub relay_only: bool,
     /// Trust everyone who asks.
@@ -69,13 +74,15 @@ impl Default for NodeConfig {
             registry: "127.0.0.1:9000".into(),
             registry_tls: None,
             beacons: Vec::new(),
-            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+            listen: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0),
             identity_path: None,
             email: None,
             hostname: None,
             tags: Vec::new(),
             public: false,
-            endpoint: None,
+            endpoints: Vec::new(),
+            port_mapping: true,
+            watch_network: true,
             relay_only: false,
             trust_auto_approve: false,
             encrypt: true,

@@ -2,20 +2,18 @@
 
 use crate::command::Command;
 use crate::lock;
+use crate::offline::silent;
 use crate::registry::RegistryError;
 use crate::shared::Shared;
 use pilot_proto::NodeId;
 use pilot_proto::engine::Route;
-use pilot_proto::path::{Candidate, CandidateKind};
 use pilot_proto::registry::challenge;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::OnceCell;
-use tokio::time::timeout;
 
 /// Entries of each cache.
 const MAX_ENTRIES: usize = 4096;
@@ -29,12 +27,6 @@ const NAME_FRESH: Duration = Duration::from_secs(60);
 const ADMISSION: Duration = Duration::from_secs(60);
 /// Least time between two questions about the same knocking node.
 const KNOCK_PAUSE: Duration = Duration::from_secs(2);
-/// Addresses of one node tried directly, at most.
-const MAX_DIRECT: usize = pilot_proto::path::MAX_CANDIDATES;
-/// LAN addresses of one node looked at.
-const MAX_LAN: usize = 64;
-/// Time to look up the name a node gave as its address.
-const NAME_LOOKUP: Duration = Duration::from_secs(5);
 
 /// A map whose entries give way by age when it is full.
 #[derive(Debug)]
@@ -75,33 +67,16 @@ pub(crate) struct Directory {
     asking: InFlight,
 }
 
-/// What a `resolve` answer says about where a node is.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Place<'a> {
-    relay_only: bool,
-    /// `host:port` or `ip:port`; empty only if `relay_only`.
-    real: &'a str,
-    lan: Vec<SocketAddrV4>,
-}
-
-impl<'a> Place<'a> {
-    pub(crate) fn of(node: NodeId, answer: &'a Value) -> Result<Place<'a>, String> {
-        let relay_only = answer["relay_only"] == true;
-        let real = answer["real_addr"].as_str().unwrap_or_default();
-        if real.is_empty() && !relay_only {
-            return Err(format!("node {node} has no real address"));
-        }
-        let lan = answer["lan_addrs"].as_array().into_iter().flatten();
-        let lan = lan.filter_map(|at| at.as_str()?.parse().ok()).take(MAX_LAN).collect();
-        Ok(Place { relay_only, real, lan })
-    }
-}
-
 impl Directory {
     /// Forgets the way to a node.
     pub(crate) fn forget(&self, node: NodeId) {
         lock(&self.routes).0.remove(&node);
         lock(&self.knocks).0.remove(&node);
+    }
+
+    /// Forgets which of their addresses suit us.
+    pub(crate) fn forget_routes(&self) {
+        lock(&self.routes).0.clear();
     }
 
     pub(crate) fn forget_name(&self, name: &str) {
@@ -168,6 +143,11 @@ impl Shared {
         if let Some(route) = lock(&self.directory.routes).get(&node, ROUTE_FRESH) {
             return Ok(route);
         }
+        if self.registry_away()
+            && let Some(route) = self.last_route(node)
+        {
+            return Ok(route);
+        }
         let before = self.known_record(node);
         let answer = self
             .ask_once("resolve", node, || {
@@ -185,6 +165,8 @@ impl Shared {
             Ok(answer) => match self.read_route(node, &answer).await {
                 Ok(route) => {
                     lock(&self.directory.routes).put(node, route.clone(), ROUTE_FALLBACK);
+                    // In this order: the node may become a known one at the same time.
+                    self.remember_route(node);
                     return Ok(route);
                 }
                 Err(error) => return Err(error),
@@ -192,62 +174,39 @@ impl Shared {
             Err(error) => error,
         };
         // A refusal is an answer; only when there was none is the last one better than nothing.
-        if !matches!(error, RegistryError::Refused(_))
-            && let Some(route) = lock(&self.directory.routes).get(&node, ROUTE_FALLBACK)
+        if silent(&error)
+            && let Some(route) = self.last_route(node)
         {
             return Ok(route);
-        }
-        if !matches!(error, RegistryError::Refused(_))
-            && !self.config.relay_only
-            && let Some(known) = self.peers.get(node)
-        {
-            let known = known.endpoints.into_iter().map(|at| Candidate::new(at, CandidateKind::Learnt));
-            return Ok(Route { direct: known.collect(), relay_only: false });
         }
         Err(error.to_string())
     }
 
-    async fn read_route(&self, node: NodeId, answer: &Value) -> Result<Route, String> {
-        let place = Place::of(node, answer)?;
-        if self.config.relay_only || place.relay_only {
-            return Ok(Route { direct: Vec::new(), relay_only: true });
+    /// Keeps what the registry said of a node's place, now that the node is one we know.
+    pub(crate) fn remember_route(&self, node: NodeId) {
+        if let Some(route) = lock(&self.directory.routes).get(&node, ROUTE_FALLBACK) {
+            self.peers.note_route(node, route.direct.iter().map(|c| c.addr));
         }
-        let mut direct = Vec::new();
-        let mut add = |at: SocketAddr, kind: CandidateKind| {
-            let ours = at.is_ipv4() || self.bound.is_ipv6();
-            if ours
-                && at.port() != 0
-                && direct.len() < MAX_DIRECT
-                && !direct.iter().any(|c: &Candidate| c.addr == at)
-            {
-                direct.push(Candidate::new(at, kind));
-            }
-        };
-        let real: Option<SocketAddr> = match place.real.parse() {
-            Ok(at) => Some(at),
-            // The name is the peer's own word: its name server may not hold us up.
-            Err(_) => match timeout(NAME_LOOKUP, tokio::net::lookup_host(place.real)).await {
-                Ok(found) => found.ok().and_then(|mut all| all.next()),
-                Err(_) => None,
-            },
-        };
-        if !real.is_some_and(|at| at.ip().is_loopback()) {
-            let own = crate::platform::lan_ips();
-            for at in place.lan {
-                if own.iter().any(|o| o.octets()[..3] == at.ip().octets()[..3]) {
-                    add(at.into(), CandidateKind::Lan);
-                }
-            }
-        }
-        if let Some(at) = real {
-            add(at, Candidate::guessed(at).kind);
-        }
-        Ok(Route { direct, relay_only: false })
+    }
+
+    /// The way to a node as the registry last said, else as this node itself last knew.
+    fn last_route(&self, node: NodeId) -> Option<Route> {
+        let told = lock(&self.directory.routes).get(&node, ROUTE_FALLBACK);
+        told.or_else(|| {
+            let known = self.peers.get(node)?;
+            let direct = if self.config.relay_only { Vec::new() } else { known.ways() };
+            Some(Route { direct, relay_only: self.config.relay_only })
+        })
     }
 
     /// The registry's record of a name (`resolve_hostname_ok`).
     pub(crate) async fn name(&self, hostname: &str) -> Answer {
         if let Some(answer) = lock(&self.directory.names).get(&hostname.to_owned(), NAME_FRESH) {
+            return Ok(answer);
+        }
+        if self.registry_away()
+            && let Some(answer) = self.remembered_name(hostname)
+        {
             return Ok(answer);
         }
         let (own, identity) = self.state(|s| (s.node, s.identity.clone()));
@@ -257,7 +216,13 @@ impl Shared {
             "requester_id": own,
             "signature": identity.sign_text(&challenge::own("resolve_hostname", own)),
         });
-        let answer = self.registry.request(request).await?;
+        let answer = match self.registry.request(request).await {
+            Err(error) if silent(&error) => return self.remembered_name(hostname).ok_or(error),
+            answer => answer?,
+        };
+        if let Some(node) = answer["node_id"].as_u64().and_then(|n| NodeId::try_from(n).ok()) {
+            self.peers.note_name(node, hostname);
+        }
         if answer["node_id"].as_u64() != Some(u64::from(own)) {
             lock(&self.directory.names).put(hostname.to_owned(), answer.clone(), NAME_FRESH);
         }

@@ -350,6 +350,8 @@ impl Driver {
             Command::Route(node, route) => self.set_route(now, node, route),
             Command::Greet(node, direct) => self.engine.greet(now, node, &direct),
             Command::Identity(identity, node) => self.engine.set_identity(now, identity, node),
+            Command::Local(candidates) => self.engine.set_local_candidates(now, candidates),
+            Command::NetworkChanged => self.engine.network_changed(now),
             Command::Beacon(beacon) => self.engine.set_beacon(now, beacon),
             Command::DiscoverProof(proof) => self.engine.set_discover_proof(now, proof),
             Command::Public(public) => self.engine.set_public(public),

@@ -1,8 +1,8 @@
 //! Entry points of the fuzz targets.
 
-use crate::directory::Place;
 use crate::registry::push::Notice;
 use crate::registry::{Features, answers};
+use crate::route::Place;
 use crate::{identity, peers};
 
 /// An identity file: what loads saves to something that loads to the same key.
@@ -23,6 +23,11 @@ pub fn registry_answers(input: &[u8]) {
         let _ = Notice::of(&answer);
         let _ = Place::of(7, &answer);
     }
+}
+
+/// What routers answer that are asked for a port.
+pub fn router_answers(input: &[u8]) {
+    crate::mapping::answers(input);
 }
 
 /// A peers file: what loads saves to something that loads to the same.

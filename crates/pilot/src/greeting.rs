@@ -3,7 +3,6 @@
 use crate::command::Command;
 use crate::shared::Shared;
 use crate::unix_now;
-use pilot_proto::path::{Candidate, CandidateKind};
 
 /// Peers seen this long before the start may still hold a session with the process before.
 const RECENT_SECS: u64 = 600;
@@ -15,8 +14,12 @@ impl Shared {
     pub(crate) fn greet_recent_peers(&self) {
         let recent = self.peers.recent(unix_now().saturating_sub(RECENT_SECS));
         for (node, peer) in recent.into_iter().take(MAX_GREETED) {
-            let last = peer.endpoints.into_iter().map(|at| Candidate::new(at, CandidateKind::Learnt));
-            self.command(Command::Greet(node, last.collect()));
+            // With the registry, whoever wants to talk asks where the other is; without it, every address is tried.
+            let mut ways = peer.ways();
+            if !self.registry_away() {
+                ways.truncate(peer.endpoints.len());
+            }
+            self.command(Command::Greet(node, ways));
         }
     }
 }

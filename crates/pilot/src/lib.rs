@@ -15,6 +15,7 @@ mod command;
 mod config;
 mod directory;
 mod driver;
+mod endpoints;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -24,7 +25,10 @@ mod identity;
 mod insist;
 mod keeping;
 mod listener;
+mod local;
+mod mapping;
 mod node;
+mod offline;
 mod peers;
 mod pins;
 mod platform;
@@ -32,10 +36,12 @@ mod presence;
 mod records;
 mod registry;
 mod rotation;
+mod route;
 mod shared;
 mod socket;
 mod stream;
 mod trust;
+mod watch;
 
 pub use command::Delivery;
 pub use config::{NodeConfig, RegistryTls, StartError};

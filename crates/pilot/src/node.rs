@@ -5,8 +5,9 @@ use crate::config::{NodeConfig, StartError, split_host_port};
 use crate::driver::{Driver, Outlets};
 use crate::insist::{SessionPin, SessionPins};
 use crate::listener::Listener;
+use crate::local::near;
+use crate::offline::silent;
 use crate::peers::Peers;
-use crate::presence::near;
 use crate::registry::{Client, RegistryError};
 use crate::rotation::Rotation;
 use crate::shared::{Parts, Shared};
@@ -21,7 +22,7 @@ use pilot_proto::registry::challenge;
 use pilot_proto::stream::{ConnId, ConnStatus, DialError};
 use pilot_proto::{Addr, NodeId};
 use serde_json::{Value, json};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -34,6 +35,10 @@ const BROADCAST: usize = 1024;
 const CONTROL: usize = 1024;
 /// Questions answered at the same time.
 const ANSWERING: usize = 64;
+/// Word of errors about certificates.
+const CERTIFICATE: &str = "certificate";
+/// Addresses of one beacon's name that are tried.
+const MAX_BEACON_ADDRESSES: usize = 4;
 /// UDP port of a beacon that nobody named.
 const BEACON_PORT: u16 = 9001;
 /// Wait for the beacon's view of our socket before registering: beacon on this host or network, or elsewhere.
@@ -116,6 +121,10 @@ pub struct NodeStatus {
     pub superseded: bool,
     /// Registry answers heartbeats.
     pub registry_ok: bool,
+    /// Why it does not; empty if it does.
+    pub registry_error: String,
+    /// How the router maps a port to this node: `pcp`, `nat-pmp`, `upnp`, `none`, or `off`.
+    pub port_mapping: &'static str,
     /// Everything that was to be kept could be written. If not, the warnings say what, why, and what to do.
     pub disk_ok: bool,
     /// Problems a user should know (a refused hostname, changed keys, a full disk), bounded.
@@ -128,15 +137,30 @@ fn secret<const N: usize>() -> Result<[u8; N], StartError> {
     Ok(out)
 }
 
-async fn resolve_host(address: &str) -> Result<SocketAddr, String> {
-    let mut all = tokio::net::lookup_host(address).await.map_err(|e| format!("beacon {address}: {e}"))?;
-    let first = all.next();
-    // The tunnel socket is IPv4 by default; take an address it can reach if there is one.
-    first
-        .filter(SocketAddr::is_ipv4)
-        .or_else(|| all.find(SocketAddr::is_ipv4))
-        .or(first)
-        .ok_or_else(|| format!("beacon {address}: no address"))
+/// The addresses of a beacon that there is a way to. IPv4 first: behind a NAT the beacon's view is worth most there,
+/// while IPv6 addresses are mostly what they seem.
+async fn resolve_host(address: &str) -> Result<Vec<SocketAddr>, String> {
+    let all = tokio::net::lookup_host(address).await.map_err(|e| format!("beacon {address}: {e}"))?;
+    let (v4, v6): (Vec<_>, Vec<_>) = all.partition(SocketAddr::is_ipv4);
+    let all: Vec<SocketAddr> = v4.into_iter().chain(v6).take(MAX_BEACON_ADDRESSES).collect();
+    let first = *all.first().ok_or_else(|| format!("beacon {address}: no address"))?;
+    let mut routed: Vec<SocketAddr> = all.into_iter().filter(|at| has_route(*at)).collect();
+    if routed.is_empty() {
+        // The network may come later.
+        routed.push(first);
+    }
+    Ok(routed)
+}
+
+/// The registry's certificate is not the one expected.
+fn wrong_certificate(error: &RegistryError) -> bool {
+    matches!(error, RegistryError::Unreachable(text) if text.starts_with("registry: ") && text.contains(CERTIFICATE))
+}
+
+/// The system knows a way there. Nothing is sent.
+fn has_route(to: SocketAddr) -> bool {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    std::net::UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(to)).is_ok()
 }
 
 impl Node {
@@ -144,12 +168,13 @@ impl Node {
     ///
     /// # Errors
     /// The identity file, a setting, the UDP port or the registry; the text names the cause. A registry that
-    /// cannot be reached is tried for about 8 s.
+    /// cannot be reached is tried for about 8 s; a node that was registered there before starts without it then, sooner,
+    /// says so in its status, and registers as soon as it can.
     pub async fn start(config: NodeConfig) -> Result<Node, StartError> {
         for beacon in &config.beacons {
             split_host_port(beacon).map_err(|e| StartError::Config(format!("beacon: {e}")))?;
         }
-        if let Some(endpoint) = &config.endpoint {
+        for endpoint in &config.endpoints {
             split_host_port(endpoint).map_err(|e| StartError::Config(format!("endpoint: {e}")))?;
         }
         let registry =
@@ -220,31 +245,58 @@ impl Node {
         // From here on every way out stops the driver.
         let node = Node { shared: shared.clone(), _running: Arc::new(Running(shared.clone())) };
         tokio::spawn(driver.run());
+        shared.look_at_interfaces();
 
         let (connected, beacon) = tokio::join!(node.reach_registry(), node.discover(&mut questions));
-        connected?;
         let refused = |e: RegistryError| match e {
             RegistryError::Refused(text) => StartError::Register(text),
+            RegistryError::Unreachable(text) if text.contains(CERTIFICATE) => {
+                StartError::Register(text.trim_start_matches("registry: ").to_owned())
+            }
             RegistryError::Unreachable(text) => StartError::Unreachable(text),
             RegistryError::TimedOut => StartError::Unreachable(format!(
                 "registry {} takes connections and does not answer",
                 shared.registry.address()
             )),
         };
-        shared.settle_rotation().await.map_err(refused)?;
-        shared.register().await.map_err(refused)?;
+        shared.place_changed();
+        let registered = async {
+            connected?;
+            shared.settle_rotation().await?;
+            shared.register().await
+        };
+        let offline = match registered.await {
+            Ok(()) => false,
+            Err(cause) => {
+                let own = shared.remembered().filter(|_| silent(&cause) && !wrong_certificate(&cause));
+                // Which key is ours is not known during a rotation.
+                let own = own.filter(|_| shared.rotation.try_lock().is_ok_and(|rotation| rotation.is_none()));
+                let Some(own) = own else { return Err(refused(cause)) };
+                shared.start_offline(&own, &cause);
+                true
+            }
+        };
         shared.greet_recent_peers();
-        tokio::join!(shared.announce(false), node.settle_beacon(beacon));
+        if offline {
+            node.settle_beacon(beacon).await;
+        } else {
+            tokio::join!(shared.announce(false), node.settle_beacon(beacon));
+        }
         if let Some(listener) = node.listen(crate::handshake::PORT).await {
             shared.spawn(shared.clone().serve_handshakes(listener));
         }
         shared.spawn(shared.clone().answer(questions));
+        shared.spawn(shared.clone().keep_watching());
+        shared.spawn(shared.clone().keep_mapped());
         shared.spawn(shared.clone().keep_registered());
         shared.spawn(shared.clone().keep_subscribed());
         shared.spawn(shared.clone().keep_polling());
         shared.spawn(shared.clone().keep_saving());
         shared.spawn(shared.clone().keep_peers());
         shared.spawn(shared.clone().keep_pins());
+        if offline {
+            return Ok(node);
+        }
         let (address, endpoint, id) = shared.state(|s| (s.address, s.endpoint.clone(), s.node));
         tracing::info!(node = id, %address, %endpoint, "registered");
         shared.publish("node.registered", json!({"address": address.to_string(), "endpoint": endpoint}));
@@ -266,25 +318,26 @@ impl Node {
         Ok((identity, rotation))
     }
 
-    async fn reach_registry(&self) -> Result<(), StartError> {
-        let mut pauses = START_PAUSES.iter();
+    async fn reach_registry(&self) -> Result<(), RegistryError> {
+        // One who can do without tries again when it runs.
+        let tries = if self.shared.remembered().is_some() { 1 } else { START_PAUSES.len() };
+        let mut pauses = START_PAUSES.iter().take(tries);
         let began = Instant::now();
         loop {
             let error = match self.shared.registry.warm_up().await {
                 Ok(()) => return Ok(()),
-                Err(error) => error.to_string(),
+                Err(error) => error,
             };
             // A wrong certificate does not become right by waiting.
-            if let Some(cause) = error.strip_prefix("registry: ").filter(|text| text.contains("certificate"))
-            {
-                return Err(StartError::Register(cause.to_owned()));
+            if wrong_certificate(&error) {
+                return Err(error);
             }
             match pauses.next().filter(|_| began.elapsed() < START_PATIENCE) {
                 Some(pause) => {
                     tracing::warn!("{error}; trying again in {} ms", pause.as_millis());
                     tokio::time::sleep(*pause).await;
                 }
-                None => return Err(StartError::Unreachable(error)),
+                None => return Err(error),
             }
         }
     }
@@ -293,30 +346,32 @@ impl Node {
     async fn discover(&self, questions: &mut mpsc::Receiver<Control>) -> Option<SocketAddr> {
         let mut first = None;
         for name in &self.shared.config.beacons {
-            let beacon = match resolve_host(name).await {
-                Ok(beacon) => beacon,
+            let addresses = match resolve_host(name).await {
+                Ok(addresses) => addresses,
                 Err(error) => {
                     self.shared.warn(error);
                     continue;
                 }
             };
-            first.get_or_insert((beacon, name));
-            self.shared.command(Command::Beacon(Some(beacon)));
-            let limit = if near(beacon) { DISCOVER.0 } else { DISCOVER.1 };
-            let answer = async {
-                while let Some(question) = questions.recv().await {
-                    if let Control::Observed(at) = question {
-                        return Some(at);
+            for beacon in addresses {
+                first.get_or_insert((beacon, name));
+                self.shared.command(Command::Beacon(Some(beacon)));
+                let limit = if near(beacon) { DISCOVER.0 } else { DISCOVER.1 };
+                let answer = async {
+                    while let Some(question) = questions.recv().await {
+                        if let Control::Observed(at) = question {
+                            return Some(at);
+                        }
                     }
+                    None
+                };
+                if let Ok(Some(at)) = timeout(limit, answer).await {
+                    self.shared.state(|s| {
+                        s.observed = Some(at);
+                        s.beacon.clone_from(name);
+                    });
+                    return Some(beacon);
                 }
-                None
-            };
-            if let Ok(Some(at)) = timeout(limit, answer).await {
-                self.shared.state(|s| {
-                    s.observed = Some(at);
-                    s.beacon.clone_from(name);
-                });
-                return Some(beacon);
             }
             self.shared.warn(format!("beacon {name} does not answer"));
         }
@@ -335,7 +390,12 @@ impl Node {
         let host = self.shared.registry.host();
         let name = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
         match resolve_host(&name).await {
-            Ok(beacon) => self.shared.command(Command::Beacon(Some(beacon))),
+            Ok(addresses) => {
+                // The family in which the registry was reached works.
+                let reached = self.shared.registry.reached();
+                let same = addresses.iter().find(|at| Some(at.ip()) == reached);
+                self.shared.command(Command::Beacon(same.or(addresses.first()).copied()));
+            }
             Err(error) => self.shared.warn(error),
         }
         self.shared.state(|s| s.beacon = name);
@@ -383,6 +443,12 @@ impl Node {
             handshake_pending,
             superseded: s.superseded,
             registry_ok: s.registry_ok,
+            registry_error: s.registry_error.clone(),
+            port_mapping: match s.mapping {
+                Some((protocol, _)) => protocol,
+                None if config.port_mapping => "none",
+                None => "off",
+            },
             disk_ok: troubles.is_empty(),
             warnings: s.warnings.iter().cloned().chain(troubles).collect(),
         })
@@ -490,6 +556,7 @@ impl Node {
             s.warnings.retain(|w| !w.starts_with("hostname "));
             std::mem::replace(&mut s.hostname, hostname.to_owned())
         });
+        self.shared.remember_settings();
         self.shared.directory.forget_name(&old);
         self.shared.directory.forget_name(hostname);
         Ok(answer)
@@ -627,10 +694,13 @@ impl Node {
                 "uptime_seconds": self.shared.started.elapsed().as_secs(),
             }),
         );
+        // Where peers are is known as long as the engine runs.
+        self.shared.note_peers().await;
         let _ = timeout(SHUTDOWN, self.shared.ask(|reply| Command::Shutdown(Some(reply)))).await;
         // A poll under way may hold what the registry has already forgotten.
         let _ = timeout(SHUTDOWN, self.shared.trust.polling.finished()).await;
         self.shared.stop.send_replace(true);
+        self.shared.unmap().await;
         let _ = self.shared.save_trust().await;
         self.shared.save_peers().await;
         self.shared.save_pins().await;

@@ -7,9 +7,12 @@
 //! The file:
 //!
 //! ```json
-//! {"version": 1, "port": 40001, "registry": "9f…", "registry_addr": "registry.example:9000", "peers": [
+//! {"version": 1, "port": 40001, "registry": "9f…", "registry_addr": "registry.example:9000",
+//!  "own": {"registry": "9f…", "node_id": 3, "public_key": "…", "key_generation": 0, "hostname": "beta",
+//!          "networks": [], "signed_discover": true},
+//!  "peers": [
 //!   {"node_id": 7, "registry": "9f…", "public_key": "…", "key_version": 1, "first_seen": 1795217564,
-//!    "last_seen": 1795217999, "endpoints": ["192.0.2.7:4000"],
+//!    "last_seen": 1795217999, "endpoints": ["192.0.2.7:4000"], "routes": ["192.0.2.7:4000"], "names": ["alpha"],
 //!    "record_generation": 0, "record_sequence": 1795217999000000}]}
 //! ```
 //!
@@ -20,6 +23,7 @@ use crate::lock;
 use pilot_disk::Disk;
 use pilot_proto::NodeId;
 use pilot_proto::crypto;
+use pilot_proto::path::{Candidate, CandidateKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -33,6 +37,13 @@ const VERSION: u32 = 1;
 pub(crate) const MAX_PEERS: usize = 4096;
 /// Addresses kept per peer, newest first.
 pub(crate) const MAX_ENDPOINTS: usize = 4;
+/// Addresses the directory gave, per peer.
+const MAX_ROUTES: usize = 8;
+/// Names kept per peer, and the longest one (bytes).
+const MAX_NAMES: usize = 4;
+const MAX_NAME: usize = 255;
+/// Networks of this node.
+const MAX_NETWORKS: usize = 1024;
 /// Largest file read (bytes): a full one has about 1.5 MB.
 const MAX_FILE: u64 = 8 * 1024 * 1024;
 
@@ -49,9 +60,35 @@ pub(crate) struct KnownPeer {
     pub(crate) last_seen: u64,
     /// Where it was last reached directly, newest first; empty: only through the relay.
     pub(crate) endpoints: Vec<SocketAddr>,
+    /// Where else the directory said it is.
+    pub(crate) routes: Vec<SocketAddr>,
     /// Key generation and sequence of the newest record it signed itself; 0: none.
     pub(crate) generation: u32,
     pub(crate) sequence: u64,
+}
+
+impl KnownPeer {
+    /// Every address worth a try, where it was last reached first.
+    pub(crate) fn ways(&self) -> Vec<Candidate> {
+        let reached = self.endpoints.iter().map(|at| Candidate::new(*at, CandidateKind::Learnt));
+        let told = self.routes.iter().filter(|at| !self.endpoints.contains(at));
+        reached.chain(told.map(|at| Candidate::guessed(*at))).collect()
+    }
+}
+
+/// Who this node was at a registry, for a start without it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Own {
+    /// What the registry calls itself.
+    pub(crate) registry: String,
+    pub(crate) node: NodeId,
+    /// The Ed25519 key it was registered with.
+    pub(crate) key: [u8; 32],
+    pub(crate) generation: u32,
+    pub(crate) hostname: String,
+    pub(crate) networks: Vec<u16>,
+    /// Beacons take proofs of this node.
+    pub(crate) signed_discover: bool,
 }
 
 /// How a key compares to the pin.
@@ -74,6 +111,9 @@ struct State {
     registry: String,
     registry_addr: String,
     port: u16,
+    own: Option<Own>,
+    /// Names the registry in use resolved, to whom. Kept in the file for known peers.
+    names: BTreeMap<String, NodeId>,
 }
 
 /// The peers of one node. Bounded by [`MAX_PEERS`] over all registries.
@@ -96,7 +136,24 @@ struct File {
     #[serde(default)]
     registry_addr: String,
     #[serde(default)]
+    own: Option<OwnEntry>,
+    #[serde(default)]
     peers: Vec<Entry>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct OwnEntry {
+    registry: String,
+    node_id: NodeId,
+    public_key: String,
+    #[serde(default)]
+    key_generation: u32,
+    #[serde(default)]
+    hostname: String,
+    #[serde(default)]
+    networks: Vec<u16>,
+    #[serde(default)]
+    signed_discover: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -110,6 +167,10 @@ struct Entry {
     last_seen: u64,
     #[serde(default)]
     endpoints: Vec<SocketAddr>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    routes: Vec<SocketAddr>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    names: Vec<String>,
     #[serde(default)]
     record_generation: u32,
     #[serde(default)]
@@ -154,6 +215,9 @@ impl Peers {
         let mut state = self.state();
         let replaced = state.registry_addr == addr && !addr.is_empty() && state.registry != name;
         if state.registry != name || state.registry_addr != addr {
+            if state.registry != name {
+                state.names.clear();
+            }
             name.clone_into(&mut state.registry);
             addr.clone_into(&mut state.registry_addr);
             self.dirty.notify_one();
@@ -169,6 +233,68 @@ impl Peers {
     /// Remembers the UDP port in use.
     pub(crate) fn set_port(&self, port: u16) {
         if std::mem::replace(&mut self.state().port, port) != port {
+            self.dirty.notify_one();
+        }
+    }
+
+    /// Who this node was at the registry at this address, if that is the one of last time.
+    pub(crate) fn own(&self, registry_addr: &str) -> Option<Own> {
+        let state = self.state();
+        let same = state.registry_addr == registry_addr;
+        state.own.clone().filter(|own| same && own.registry == state.registry)
+    }
+
+    /// This node is registered.
+    pub(crate) fn set_own(&self, own: Own) {
+        let own = Some(own);
+        let mut state = self.state();
+        if state.own != own {
+            state.own = own;
+            self.dirty.notify_one();
+        }
+    }
+
+    /// What the registry holds of this node beside its number.
+    pub(crate) fn set_settings(&self, hostname: &str, networks: &[u16]) {
+        let mut state = self.state();
+        let own = state.own.as_mut().filter(|own| own.hostname != hostname || own.networks != networks);
+        if let Some(own) = own {
+            hostname.clone_into(&mut own.hostname);
+            own.networks = networks.to_vec();
+            self.dirty.notify_one();
+        }
+    }
+
+    /// The registry said that this is the node's name.
+    pub(crate) fn note_name(&self, node: NodeId, name: &str) {
+        let mut state = self.state();
+        if state.names.get(name) == Some(&node) || name.len() > MAX_NAME {
+            return;
+        }
+        if state.names.len() >= MAX_PEERS {
+            // Those of known peers matter.
+            let State { peers, names, registry, .. } = &mut *state;
+            names.retain(|_, node| peers.contains_key(&(registry.clone(), *node)));
+            if names.len() >= MAX_PEERS {
+                names.pop_first();
+            }
+        }
+        state.names.insert(name.to_owned(), node);
+        self.dirty.notify_one();
+    }
+
+    /// Whose name it was when the registry was asked last.
+    pub(crate) fn named(&self, name: &str) -> Option<NodeId> {
+        self.state().names.get(name).copied()
+    }
+
+    /// The directory said that a node is there.
+    pub(crate) fn note_route(&self, node: NodeId, addrs: impl Iterator<Item = SocketAddr>) {
+        let routes: Vec<SocketAddr> = addrs.take(MAX_ROUTES).collect();
+        let mut state = self.state();
+        let key = (state.registry.clone(), node);
+        if let Some(peer) = state.peers.get_mut(&key).filter(|peer| peer.routes != routes) {
+            peer.routes = routes;
             self.dirty.notify_one();
         }
     }
@@ -264,6 +390,7 @@ impl Peers {
             first_seen,
             last_seen: now_unix,
             endpoints: Vec::new(),
+            routes: Vec::new(),
             generation: 0,
             sequence: 0,
         };
@@ -301,12 +428,29 @@ impl Peers {
             first_seen: peer.first_seen,
             last_seen: peer.last_seen,
             endpoints: peer.endpoints.clone(),
+            routes: peer.routes.clone(),
+            names: state
+                .names
+                .iter()
+                .filter(|(_, named)| **named == *node && *registry == state.registry)
+                .map(|(name, _)| name.clone())
+                .take(MAX_NAMES)
+                .collect(),
             record_generation: peer.generation,
             record_sequence: peer.sequence,
         };
         let peers = state.peers.iter().map(entry).collect();
         let (registry, registry_addr) = (state.registry.clone(), state.registry_addr.clone());
-        let file = File { version: VERSION, port: state.port, registry, registry_addr, peers };
+        let own = state.own.as_ref().map(|own| OwnEntry {
+            registry: own.registry.clone(),
+            node_id: own.node,
+            public_key: crypto::base64(own.key),
+            key_generation: own.generation,
+            hostname: own.hostname.clone(),
+            networks: own.networks.clone(),
+            signed_discover: own.signed_discover,
+        });
+        let file = File { version: VERSION, port: state.port, registry, registry_addr, own, peers };
         // Strings, numbers and lists of them always serialise.
         serde_json::to_string(&file).unwrap_or_default()
     }
@@ -344,16 +488,36 @@ fn parse(text: &str) -> Result<State, String> {
         return Err(format!("format version {version} is not known (this version writes {VERSION})"));
     }
     let file: File = serde_json::from_str(text).map_err(bad)?;
-    let File { port, registry, registry_addr, peers, .. } = file;
-    let mut state = State { peers: BTreeMap::new(), registry, registry_addr, port };
+    let File { port, registry, registry_addr, own, peers, .. } = file;
+    let mut state = State { registry, registry_addr, port, ..State::default() };
+    if let Some(own) = own {
+        let key = crypto::unbase64(&own.public_key).ok_or("this node's own key is malformed")?;
+        let OwnEntry {
+            registry,
+            node_id: node,
+            key_generation: generation,
+            hostname,
+            mut networks,
+            signed_discover,
+            ..
+        } = own;
+        networks.truncate(MAX_NETWORKS);
+        state.own = Some(Own { registry, node, key, generation, hostname, networks, signed_discover });
+    }
     for mut entry in peers.into_iter().take(MAX_PEERS) {
         let Some(key) = crypto::unbase64(&entry.public_key) else {
             return Err(format!("the key of node {} is malformed", entry.node_id));
         };
         entry.endpoints.truncate(MAX_ENDPOINTS);
-        let Entry { node_id, registry, key_version, first_seen, last_seen, endpoints, .. } = entry;
+        entry.routes.truncate(MAX_ROUTES);
+        let Entry { node_id, registry, key_version, first_seen, last_seen, endpoints, routes, .. } = entry;
+        if registry == state.registry {
+            let names = entry.names.into_iter().filter(|name| name.len() <= MAX_NAME).take(MAX_NAMES);
+            state.names.extend(names.map(|name| (name, node_id)));
+        }
         let (generation, sequence) = (entry.record_generation, entry.record_sequence);
-        let peer = KnownPeer { key, key_version, first_seen, last_seen, endpoints, generation, sequence };
+        let peer =
+            KnownPeer { key, key_version, first_seen, last_seen, endpoints, routes, generation, sequence };
         state.peers.insert((registry, node_id), peer);
     }
     Ok(state)

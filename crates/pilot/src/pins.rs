@@ -101,6 +101,11 @@ impl Shared {
 
     /// The registry's key for a node, as far as it is believed.
     pub(crate) async fn believed_key(&self, node: NodeId) -> Option<[u8; 32]> {
+        if self.registry_away()
+            && let Some(pinned) = self.pinned_key(node)
+        {
+            return Some(pinned);
+        }
         let answer = self.lookup(node).await;
         self.judge_key(node, &answer)
     }
@@ -121,6 +126,7 @@ impl Shared {
     /// A session proved that its peer holds this key.
     pub(crate) fn key_proven(self: &Arc<Self>, node: NodeId, key: [u8; 32]) {
         self.peers.proven(unix_now(), node, &key);
+        self.remember_route(node);
         self.trust_key_known(node, key);
     }
 
@@ -187,7 +193,7 @@ impl Shared {
     }
 
     /// True: there are some.
-    async fn note_peers(&self) -> bool {
+    pub(crate) async fn note_peers(&self) -> bool {
         let now = unix_now();
         let mut any = false;
         for peer in self.engine_status().await.peers {

@@ -4,13 +4,12 @@ use crate::command::Command;
 use crate::registry::push::{Notice, Push};
 use crate::registry::{Features, RegistryError};
 use crate::shared::Shared;
-use crate::{jitter, platform, unix_now};
+use crate::{jitter, unix_now};
 use pilot_proto::crypto::Identity;
 use pilot_proto::engine::DiscoverProof;
 use pilot_proto::registry::challenge;
 use pilot_proto::{Addr, NodeId};
 use serde_json::{Value, json};
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -30,44 +29,7 @@ fn refused_with(error: &RegistryError, phrase: &str) -> bool {
     matches!(error, RegistryError::Refused(text) if text.contains(phrase))
 }
 
-/// Whether an address is of no use to strangers.
-fn local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_unspecified(),
-        IpAddr::V6(ip) => {
-            ip.is_loopback() || ip.is_unspecified() || ip.is_unique_local() || ip.is_unicast_link_local()
-        }
-    }
-}
-
-pub(crate) fn near(at: SocketAddr) -> bool {
-    local(at.ip())
-}
-
 impl Shared {
-    /// What to tell the registry as our endpoint (spec 04 section 6).
-    fn listen_addr(&self) -> String {
-        if let Some(endpoint) = &self.config.endpoint {
-            return endpoint.clone();
-        }
-        let at = self.state(|s| s.observed).unwrap_or(self.bound);
-        match at.ip() {
-            ip if ip.is_unspecified() && at.is_ipv4() => format!("127.0.0.1:{}", at.port()),
-            ip if ip.is_unspecified() => format!("[::1]:{}", at.port()),
-            _ => at.to_string(),
-        }
-    }
-
-    pub(crate) fn lan_addrs(&self) -> Vec<String> {
-        let host = self.registry.host();
-        let here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        if here || self.config.relay_only {
-            return Vec::new();
-        }
-        let port = self.bound.port();
-        platform::lan_ips().into_iter().map(|ip| format!("{ip}:{port}")).collect()
-    }
-
     /// The request that registers with a key, and the endpoint in it.
     pub(crate) fn registration(&self, identity: &Identity) -> (Value, String) {
         let key = identity.public_key_base64();
@@ -96,6 +58,7 @@ impl Shared {
         let identity = self.identity();
         self.registry.set_signer(identity.clone(), self.node());
         let (request, listen) = self.registration(&identity);
+        let published = self.endpoint_texts("");
         let answer = self.registry.request(request).await?;
         let malformed = |what: &str| RegistryError::Refused(format!("malformed response ({what})"));
         let node = answer["node_id"].as_u64().and_then(|id| NodeId::try_from(id).ok()).filter(|&id| id != 0);
@@ -118,12 +81,14 @@ impl Shared {
             s.registry_ok = true;
             s.key_generation = answer["key_generation"].as_u64().map_or(0, |n| u32::try_from(n).unwrap_or(0));
             s.registered.clone_from(&listen);
+            s.published.clone_from(&published);
             s.endpoint = answer["observed_addr"].as_str().unwrap_or(&listen).to_owned();
             if let Some(hostname) = answer["hostname"].as_str() {
                 s.hostname = hostname.to_owned();
             }
             before
         });
+        self.remember_registration(&name, self.registry.features().signed_discover);
         self.insist(&name);
         self.registry.set_signer(identity.clone(), node);
         if before != node {
@@ -221,6 +186,7 @@ impl Shared {
                 s.hostname = hostname.to_owned();
             }
         });
+        self.remember_settings();
     }
 
     /// Registers again, with everything. Not if another process has taken over.
@@ -257,25 +223,15 @@ impl Shared {
         self.state(|s| s.superseded)
     }
 
-    /// The beacon sees us at `at`; registers again if that is news.
-    pub(crate) fn observed(&self, at: SocketAddr) {
-        self.state(|s| s.observed = Some(at));
-        let (registered, node) = self.state(|s| (s.registered.clone(), s.node));
-        // Before the first registration the start waits for this; a fixed endpoint does not care.
-        let fixed = self.config.endpoint.is_some() || self.config.relay_only;
-        if node != 0 && !fixed && registered != self.listen_addr() {
-            self.reregister.notify_one();
-        }
-    }
-
     /// Heartbeats and re-registrations until the node stops or is superseded (spec 05 section 12.5).
     pub(crate) async fn keep_registered(self: Arc<Self>) {
         let keepalive = self.config.keepalive.max(Duration::from_millis(50));
-        let mut failures = 0;
+        // A node that started without the registry has yet to register.
+        let mut failures = if self.registry_away() { FAILURES } else { 0 };
         let mut pause = BACKOFF.0;
         // Nodes that started together do not beat together.
         let phase = jitter(keepalive.min(Duration::from_secs(10))) - keepalive.min(Duration::from_secs(10));
-        let mut next = Instant::now() + keepalive + phase;
+        let mut next = if failures > 0 { Instant::now() } else { Instant::now() + keepalive + phase };
         let mut moved_at: Option<Instant> = None;
         loop {
             let moved = tokio::select! {
@@ -343,6 +299,7 @@ impl Shared {
     }
 
     fn registry_failed(&self, error: &RegistryError) {
+        self.state(|s| s.registry_error = error.to_string());
         if self.state(|s| std::mem::replace(&mut s.registry_ok, false)) {
             let registry = self.registry.address();
             tracing::warn!(%registry, %error, "the registry is lost; trying again until it answers");
@@ -352,6 +309,7 @@ impl Shared {
     }
 
     fn registry_answers(&self) {
+        self.state(|s| s.registry_error.clear());
         if !self.state(|s| std::mem::replace(&mut s.registry_ok, true)) {
             tracing::info!(registry = %self.registry.address(), "the registry answers again");
         }
@@ -398,13 +356,17 @@ impl Shared {
                 "instance": self.instance,
                 "signature": identity.sign_text(&challenge::subscribe(node, ts)),
             });
+            let mut network = self.network.subscribe();
             match Push::open(&self.registry, request).await {
                 Ok(mut push) => {
                     pause = BACKOFF.0;
                     self.registry_answers();
                     // What came while nobody was told.
                     self.poll_handshakes_soon();
-                    let cause = self.follow(&mut push).await;
+                    let cause = tokio::select! {
+                        cause = self.follow(&mut push) => cause,
+                        _ = network.changed() => "the network changed".into(),
+                    };
                     tracing::debug!(%cause, "push subscription ended");
                 }
                 Err(RegistryError::Refused(text)) if text.starts_with("superseded:") => {

@@ -135,6 +135,10 @@ impl Shared {
         before: Before,
         mut answer: Value,
     ) -> Result<Value, RegistryError> {
+        if let Some(answer) = answer.as_object_mut() {
+            // Only a record says it.
+            answer.remove("endpoints");
+        }
         let Some(registry) = self.registry_id() else { return Ok(answer) };
         match judge(&answer, node, &registry, before.0, unix_now()) {
             Ok(None) => {}
@@ -168,8 +172,7 @@ impl Shared {
         let place = if self.config.relay_only {
             Place { relay_only: true, endpoints: Vec::new() }
         } else {
-            let endpoints = [endpoint].into_iter().chain(self.lan_addrs()).collect();
-            Place { relay_only: false, endpoints }
+            Place { relay_only: false, endpoints: self.endpoint_texts(&endpoint) }
         };
         let sequence = {
             let mut own = lock(&self.records.own);
@@ -217,11 +220,12 @@ fn take_place(answer: &mut Value, place: Place) {
         answer["relay_only"] = true.into();
         return;
     }
-    let mut endpoints = place.endpoints.into_iter();
+    let mut endpoints = place.endpoints.iter().map(String::as_str);
     if let Some(real) = endpoints.next() {
         answer["real_addr"] = real.into();
-        answer["lan_addrs"] = endpoints.collect();
+        answer["lan_addrs"] = endpoints.filter(|text| !text.contains('=')).collect();
         answer["relay_only"] = false.into();
+        answer["endpoints"] = place.endpoints.into();
     }
 }
 
@@ -305,10 +309,12 @@ mod tests {
     fn a_place_replaces_what_the_registry_says() {
         let mut answer =
             json!({"real_addr": "192.0.2.66:6", "lan_addrs": ["10.6.6.6:6"], "relay_only": true});
-        let endpoints = vec!["203.0.113.7:4000".into(), "10.0.0.7:4000".into()];
+        let all = ["203.0.113.7:4000", "10.0.0.7:4000", "mapped=198.51.100.7:4000"];
+        let endpoints = all.map(str::to_owned).to_vec();
         take_place(&mut answer, Place { relay_only: false, endpoints });
-        let expected =
-            json!({"real_addr": "203.0.113.7:4000", "lan_addrs": ["10.0.0.7:4000"], "relay_only": false});
+        let expected = json!({
+            "real_addr": "203.0.113.7:4000", "lan_addrs": ["10.0.0.7:4000"], "relay_only": false, "endpoints": all,
+        });
         assert_eq!(answer, expected);
         take_place(&mut answer, Place { relay_only: true, endpoints: Vec::new() });
         assert_eq!(answer["relay_only"], true);

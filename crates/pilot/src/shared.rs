@@ -5,9 +5,11 @@ use crate::config::NodeConfig;
 use crate::directory::Directory;
 use crate::insist::SessionPins;
 use crate::lock;
+use crate::mapping::Mapper;
 use crate::node::{Datagram, NodeEvent};
 use crate::peers::Peers;
 use crate::pins::Disputes;
+use crate::platform::Interface;
 use crate::records::Records;
 use crate::registry::Client;
 use crate::rotation::Rotation;
@@ -42,13 +44,21 @@ pub(crate) struct State {
     pub(crate) endpoint: String,
     /// Our socket as the beacon sees it.
     pub(crate) observed: Option<SocketAddr>,
+    /// Our port as the router maps it, and by which protocol.
+    pub(crate) mapping: Option<(&'static str, SocketAddr)>,
+    /// Addresses of this host that the socket serves.
+    pub(crate) interfaces: Vec<Interface>,
     /// `listen_addr` of the last registration.
     pub(crate) registered: String,
+    /// What was told at that time of where else we are.
+    pub(crate) published: Vec<String>,
     pub(crate) beacon: String,
     /// Networks this node is a member of, beside the backbone.
     pub(crate) networks: Vec<u16>,
     pub(crate) superseded: bool,
     pub(crate) registry_ok: bool,
+    /// Why not; empty while it is.
+    pub(crate) registry_error: String,
     pub(crate) warnings: VecDeque<String>,
 }
 
@@ -72,6 +82,11 @@ pub(crate) struct Shared {
     pub(crate) bound: SocketAddr,
     /// Register again now.
     pub(crate) reregister: Notify,
+    /// How often the network around the node changed, or the machine slept.
+    pub(crate) network: watch::Sender<u64>,
+    pub(crate) mapper: Mapper,
+    /// Ask the router for a port again now.
+    pub(crate) remap: Notify,
     /// A registration was answered.
     pub(crate) registered: Notify,
     /// True: the node stops.
@@ -124,11 +139,15 @@ impl Shared {
             public: config.public,
             endpoint: String::new(),
             observed: None,
+            mapping: None,
+            interfaces: Vec::new(),
             registered: String::new(),
+            published: Vec::new(),
             beacon: config.beacons.first().cloned().unwrap_or_default(),
             networks: Vec::new(),
             superseded: false,
             registry_ok: false,
+            registry_error: String::new(),
             warnings: VecDeque::new(),
         };
         Shared {
@@ -147,6 +166,9 @@ impl Shared {
             instance,
             bound,
             reregister: Notify::new(),
+            network: watch::Sender::new(0),
+            mapper: Mapper::default(),
+            remap: Notify::new(),
             registered: Notify::new(),
             stop: watch::Sender::new(false),
             rotation: tokio::sync::Mutex::new(rotation),

@@ -28,6 +28,8 @@ const COMPLAINTS: usize = 64;
 pub(crate) struct Socket {
     io: Arc<UdpSocket>,
     state: UdpSocketState,
+    /// Addresses go to the kernel in their IPv6 form.
+    v6: bool,
     buffers: Box<[u8]>,
     meta: [RecvMeta; BATCH],
     filled: usize,
@@ -49,9 +51,36 @@ pub(crate) enum Sent {
     Dropped,
 }
 
+/// A socket of the standard library. The unspecified IPv6 address serves both families on one port; where the system has
+/// no IPv6, IPv4 alone.
+fn bound(listen: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let both = listen.is_ipv6() && listen.ip().is_unspecified();
+    let make = |at: SocketAddr| {
+        let socket = Socket::new(Domain::for_address(at), Type::DGRAM, Some(Protocol::UDP))?;
+        if both && at.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        socket.bind(&at.into())?;
+        Ok::<_, io::Error>(socket.into())
+    };
+    match make(listen) {
+        Err(error) if both && error.kind() != io::ErrorKind::AddrInUse => {
+            tracing::debug!(%error, "no IPv6 here, so the UDP socket is an IPv4 one");
+            make((std::net::Ipv4Addr::UNSPECIFIED, listen.port()).into())
+        }
+        result => result,
+    }
+}
+
+/// An IPv4 address in its IPv6 form is written as what it is: the rest of the program compares addresses.
+pub(crate) fn canonical(at: SocketAddr) -> SocketAddr {
+    SocketAddr::new(at.ip().to_canonical(), at.port())
+}
+
 impl Socket {
     pub(crate) fn bind(listen: SocketAddr) -> io::Result<Socket> {
-        let io = std::net::UdpSocket::bind(listen)?;
+        let io = bound(listen)?;
         io.set_nonblocking(true)?;
         platform::grow_buffers(io.as_fd(), KERNEL_BUFFER);
         let io = Arc::new(UdpSocket::from_std(io)?);
@@ -67,9 +96,11 @@ impl Socket {
             tracing::debug!(%error, "no ICMP errors from the UDP socket");
         }
         let buffers = vec![0; BATCH * BUFFER].into_boxed_slice();
+        let v6 = io.local_addr()?.is_ipv6();
         Ok(Socket {
             io,
             state,
+            v6,
             buffers,
             meta: [RecvMeta::default(); BATCH],
             filled: 0,
@@ -136,8 +167,9 @@ impl Socket {
     pub(crate) fn for_each(&mut self, mut f: impl FnMut(SocketAddr, &mut [u8])) {
         for (buffer, meta) in self.buffers.chunks_exact_mut(BUFFER).zip(&self.meta[..self.filled]) {
             let stride = meta.stride.max(1);
+            let from = canonical(meta.addr);
             for datagram in buffer[..meta.len].chunks_mut(stride) {
-                f(meta.addr, datagram);
+                f(from, datagram);
             }
         }
         self.filled = 0;
@@ -150,7 +182,7 @@ impl Socket {
         }
         for _ in 0..COMPLAINTS {
             match platform::next_error(self.io.as_fd()) {
-                Ok(Some(complaint)) => f(complaint),
+                Ok(Some(complaint)) => f(complaint.canonical()),
                 Ok(None) => {}
                 Err(_) => return,
             }
@@ -181,6 +213,10 @@ impl Socket {
     /// Sends one datagram, or several of `segment` bytes each (the last may be shorter).
     pub(crate) fn send(&self, to: SocketAddr, bytes: &[u8], segment: Option<usize>) -> Sent {
         let segment = segment.filter(|&s| s > 0 && s < bytes.len());
+        let destination = match to {
+            SocketAddr::V4(at) if self.v6 => SocketAddr::new(at.ip().to_ipv6_mapped().into(), at.port()),
+            at => at,
+        };
         let mut done = 0;
         while done < bytes.len() {
             let segments = self.max_segments();
@@ -190,7 +226,7 @@ impl Socket {
             };
             let part = &bytes[done..done + take];
             let transmit = Transmit {
-                destination: to,
+                destination,
                 ecn: None,
                 contents: part,
                 segment_size: segment.filter(|&s| s < part.len()),
@@ -288,5 +324,53 @@ mod tests {
         poll_fn(|cx| socket.poll_writable(cx)).await;
         let to = socket.local_addr().unwrap();
         assert_eq!(socket.send(to, &vec![7; 65_508], None), Sent::TooBig(65_508));
+    }
+
+    #[tokio::test]
+    async fn one_socket_serves_both_families_on_one_port() {
+        let server = Socket::bind("[::]:0".parse().unwrap()).unwrap();
+        let port = server.local_addr().unwrap().port();
+        let mut server = server;
+        for client in ["127.0.0.1:0", "[::1]:0"] {
+            let mut client = Socket::bind(client.parse().unwrap()).unwrap();
+            let at = client.local_addr().unwrap();
+            poll_fn(|cx| client.poll_writable(cx)).await;
+            assert_eq!(client.send(SocketAddr::new(at.ip(), port), b"there", None), Sent::Done);
+            let mut from = None;
+            while from.is_none() {
+                poll_fn(|cx| server.poll_readable(cx)).await.unwrap();
+                server.receive();
+                server.for_each(|at, _| from = Some(at));
+            }
+            assert_eq!(from, Some(at), "as the client calls itself");
+            poll_fn(|cx| server.poll_writable(cx)).await;
+            assert_eq!(server.send(at, &[7; 2500], Some(1000)), Sent::Done);
+            let mut sizes = Vec::new();
+            while sizes.len() < 3 {
+                poll_fn(|cx| client.poll_readable(cx)).await.unwrap();
+                client.receive();
+                client.for_each(|from, d| {
+                    assert_eq!(from, SocketAddr::new(at.ip(), port));
+                    sizes.push(d.len());
+                });
+            }
+            assert_eq!(sizes, [1000, 1000, 500]);
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_closed_port_is_reported_for_both_families_on_one_socket() {
+        let socket = Socket::bind("[::]:0".parse().unwrap()).unwrap();
+        for ip in ["127.0.0.1", "::1"] {
+            let closed = std::net::UdpSocket::bind((ip, 0)).unwrap().local_addr().unwrap();
+            poll_fn(|cx| socket.poll_writable(cx)).await;
+            assert_eq!(socket.send(closed, b"anybody?", None), Sent::Done);
+            Socket::complaint(&socket.io()).await;
+            socket.heard();
+            let mut dead = Vec::new();
+            socket.complaints(|at| dead.push(at));
+            assert_eq!(dead, [Complaint::Unreachable(closed)]);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::duration;
 use serde_json::{Value, json};
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 
 /// What a key holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub enum Kind {
     Text,
     /// `host:port`.
     HostPort,
+    /// One or several `host:port`, separated by commas.
+    HostPorts,
     /// `host:port`, or `local` for the rendezvous of this machine.
     Registry,
     /// One of these words.
@@ -70,14 +72,14 @@ const TRUST: Kind = Kind::OneOf(&["pinned", "system"]);
 /// All keys, sorted by name.
 pub const KEYS: &[Key] = &[
     key("admin_token", Kind::Text),
-    key("advertise_endpoint", Kind::HostPort),
+    key("advertise_endpoint", Kind::HostPorts),
     key("beacon", Kind::HostPort),
     absent("beacon_rtt_probe", Kind::Bool),
     absent("compat_beacon", Kind::Url(&["wss"])),
     key("dataexchange_b64", Kind::Bool),
     key("email", Kind::Text),
     key("encrypt", Kind::Bool),
-    key("endpoint", Kind::HostPort),
+    key("endpoint", Kind::HostPorts),
     key("hostname", Kind::Hostname),
     key("identity", Kind::Text),
     key("idle_timeout", Kind::Duration),
@@ -92,7 +94,7 @@ pub const KEYS: &[Key] = &[
     vendor("motd_feed_url", Kind::Text),
     vendor("motd_interval", Kind::Duration),
     absent("networks", Kind::Text),
-    absent("no_addr_watch", Kind::Bool),
+    key("no_addr_watch", Kind::Bool),
     key("no_dataexchange", Kind::Bool),
     key("no_echo", Kind::Bool),
     key("no_eventstream", Kind::Bool),
@@ -100,6 +102,7 @@ pub const KEYS: &[Key] = &[
     absent("no_rx_watchdog", Kind::Bool),
     vendor("no_skillinject", Kind::Bool),
     key("owner", Kind::Text),
+    key("port_mapping", Kind::Bool),
     absent("proxy", Kind::Text),
     absent("proxy_cmd", Kind::Text),
     key("public", Kind::Bool),
@@ -154,6 +157,12 @@ impl Key {
         let value = match self.kind {
             Kind::Text => json!(text),
             Kind::HostPort if is_host_port(text) => json!(text),
+            Kind::HostPorts if host_ports(text).next().is_some() && host_ports(text).all(is_host_port) => {
+                json!(text)
+            }
+            Kind::HostPorts => {
+                return Err(format!("{name} must be a host:port address, or several with commas"));
+            }
             Kind::Registry if text == LOCAL || is_host_port(text) => json!(text),
             Kind::HostPort | Kind::Registry => return Err(format!("{name} must be a host:port address")),
             Kind::OneOf(words) if words.contains(&text) => json!(text),
@@ -198,6 +207,11 @@ impl Key {
     }
 }
 
+/// The entries of a list of `host:port`.
+pub fn host_ports(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|entry| !entry.is_empty())
+}
+
 /// `host:port` with a port in 1..=65535; an IPv6 host is in brackets.
 pub fn is_host_port(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else { return false };
@@ -226,10 +240,10 @@ pub fn is_hostname(text: &str) -> bool {
         && bytes.last().is_some_and(|b| plain(*b))
 }
 
-/// A local address to bind; `:0` means every address, IPv4.
+/// A local address to bind; `:0` means every address of both families.
 pub fn listen_addr(text: &str) -> Option<SocketAddr> {
     match text.strip_prefix(':') {
-        Some(port) => port.parse().ok().map(|port: u16| SocketAddr::from(([0, 0, 0, 0], port))),
+        Some(port) => port.parse().ok().map(|port: u16| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))),
         None => text.parse().ok(),
     }
 }
@@ -270,6 +284,9 @@ mod tests {
             "invalid transport \"foo\": must be 'udp', 'compat' or 'auto'"
         );
         assert_eq!(refused("hostname", " "), "hostname must not be empty");
+        let several = "must be a host:port address, or several with commas";
+        assert_eq!(refused("endpoint", "192.0.2.1:4000, nowhere"), format!("endpoint {several}"));
+        assert_eq!(refused("advertise_endpoint", ","), format!("advertise_endpoint {several}"));
     }
 
     #[test]
@@ -277,6 +294,19 @@ mod tests {
         for name in ["transport", "proxy", "proxy_cmd"] {
             assert_eq!(find(name).unwrap().parse(""), Ok(None));
         }
+    }
+
+    #[test]
+    fn endpoints_are_lists() {
+        let text = "192.0.2.1:4000, [2001:db8::1]:4000";
+        assert_eq!(find("endpoint").unwrap().parse(text), Ok(Some(json!(text))));
+        assert_eq!(host_ports(text).collect::<Vec<_>>(), ["192.0.2.1:4000", "[2001:db8::1]:4000"]);
+    }
+
+    #[test]
+    fn a_bare_port_is_every_address_of_both_families() {
+        assert_eq!(listen_addr(":4000").unwrap().to_string(), "[::]:4000");
+        assert_eq!(listen_addr("0.0.0.0:4000").unwrap().to_string(), "0.0.0.0:4000");
     }
 
     #[test]

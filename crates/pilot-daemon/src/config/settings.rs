@@ -33,6 +33,8 @@ const ENVIRONMENT: &[(&str, &str)] = &[
 
 /// Most tags a node has (spec 05 section 5.3).
 const MAX_TAGS: usize = 10;
+/// Most endpoints given by the operator.
+const MAX_ENDPOINTS: usize = 8;
 /// Longest tag, bytes.
 const MAX_TAG_LEN: usize = 32;
 
@@ -282,6 +284,23 @@ impl<'a> Settings<'a> {
         }
     }
 
+    /// What the operator says of the node's address; `advertise_endpoint` is told first (spec 04 section 6).
+    fn endpoints(&self) -> Result<Vec<String>, SettingError> {
+        let mut all: Vec<String> = Vec::new();
+        for name in ["advertise_endpoint", "endpoint"] {
+            let text = self.text(name)?.unwrap_or_default();
+            for endpoint in keys::host_ports(&text) {
+                if !all.iter().any(|known| known == endpoint) {
+                    all.push(endpoint.to_owned());
+                }
+            }
+        }
+        match all.len() <= MAX_ENDPOINTS {
+            true => Ok(all),
+            false => Err(SettingError::plain(format!("too many endpoints (max {MAX_ENDPOINTS})"))),
+        }
+    }
+
     /// What protects somebody and is missing here must not be skipped in silence.
     fn refuse_what_is_missing(&self) -> Result<(), SettingError> {
         let missing = [("transport", "compat"), ("security_profile", "enterprise"), ("sandbox", "true")];
@@ -319,7 +338,9 @@ impl<'a> Settings<'a> {
                 hostname: self.text("hostname")?,
                 tags: self.tags()?,
                 public: self.on("public", false)?,
-                endpoint: self.text("endpoint")?.or(self.text("advertise_endpoint")?),
+                endpoints: self.endpoints()?,
+                port_mapping: self.on("port_mapping", true)?,
+                watch_network: !self.on("no_addr_watch", false)?,
                 relay_only: self.on("relay_only", false)?,
                 trust_auto_approve: self.on("trust_auto_approve", false)?,
                 encrypt: self.on("encrypt", true)?,
@@ -403,10 +424,19 @@ mod tests {
         let config = Settings::new(BTreeMap::new(), &env, &file).daemon("127.0.0.1:9000", None).unwrap();
         assert_eq!(config.socket, Path::new("/tmp/pilot.sock"));
         assert_eq!(config.node.identity_path.as_deref(), Some(Path::new("/nowhere/.pilot/identity.json")));
-        assert_eq!(config.node.listen.to_string(), "0.0.0.0:0");
+        assert_eq!(config.node.listen.to_string(), "[::]:0");
+        assert!(config.node.endpoints.is_empty() && config.node.port_mapping);
         assert!(config.node.encrypt && !config.node.public);
         assert_eq!(config.node.keepalive, Duration::from_secs(60));
         assert_eq!(config.node.idle_timeout, Duration::from_secs(120));
+    }
+
+    #[test]
+    fn several_endpoints_can_be_given_and_the_advertised_one_is_told() {
+        let (env, file) = (env(&[]), file(json!({"advertise_endpoint": "gate.example:1"})));
+        let flags = flags(&[("endpoint", "192.0.2.1:4000, [2001:db8::1]:4000,gate.example:1")]);
+        let config = Settings::new(flags, &env, &file).daemon("r:1", None).unwrap();
+        assert_eq!(config.node.endpoints, ["gate.example:1", "192.0.2.1:4000", "[2001:db8::1]:4000"]);
     }
 
     #[test]

@@ -588,7 +588,10 @@ impl Engine {
     /// Local trust: gates of a private node, `tunnel.established` details.
     pub fn set_trusted(&mut self, node: NodeId, trusted: bool) {
         if trusted {
-            self.gate.trusted.insert(node);
+            if self.gate.trusted.insert(node) {
+                // Before, nobody here was told where we are, and a directory of private nodes may have been as silent.
+                self.call_first(self.latest, node);
+            }
         } else {
             self.gate.trusted.remove(&node);
         }

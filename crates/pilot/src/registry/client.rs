@@ -1,6 +1,6 @@
 //! Requests to the registry over a small pool of connections (spec 05 section 13).
 
-use super::{Features, RegistryError, frame, tls};
+use super::{Features, RegistryError, connect, frame, tls};
 use crate::config::{RegistryTls, split_host_port};
 use crate::lock;
 use pilot_proto::NodeId;
@@ -8,12 +8,12 @@ use pilot_proto::crypto::Identity;
 use pilot_proto::registry::fresh;
 use serde_json::{Map, Value};
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -44,6 +44,8 @@ pub(crate) struct Client {
     failing: Mutex<Failing>,
     features: Mutex<Features>,
     signer: Mutex<Signer>,
+    /// Where the last connection went.
+    reached: Mutex<Option<IpAddr>>,
 }
 
 /// Who signs requests freshly, and the last number used.
@@ -118,6 +120,7 @@ impl Client {
             failing: Mutex::default(),
             features: Mutex::default(),
             signer: Mutex::default(),
+            reached: Mutex::default(),
         })
     }
 
@@ -127,6 +130,11 @@ impl Client {
 
     pub(crate) fn host(&self) -> &str {
         &self.host
+    }
+
+    /// The address of the registry's that the last connection went to.
+    pub(crate) fn reached(&self) -> Option<IpAddr> {
+        *lock(&self.reached)
     }
 
     pub(crate) fn features(&self) -> Features {
@@ -218,10 +226,11 @@ impl Client {
     }
 
     async fn dial(&self) -> Result<Box<dyn Io>, String> {
-        let stream = TcpStream::connect((&self.host[..], self.port))
+        let stream = connect::tcp(&self.host, self.port)
             .await
             .map_err(|e| self.no_way(format_args!("{}", plain(&e))))?;
         let _ = stream.set_nodelay(true);
+        *lock(&self.reached) = stream.peer_addr().ok().map(|at| at.ip().to_canonical());
         let Some(config) = &self.tls else { return Ok(Box::new(stream)) };
         let name = rustls::pki_types::ServerName::try_from(self.host.clone())
             .map_err(|e| self.no_way(format_args!("{e}")))?;
@@ -240,6 +249,12 @@ impl Client {
     /// A connection that was there failed.
     pub(super) fn lost(&self, cause: &str) -> RegistryError {
         RegistryError::Unreachable(format!("registry {}: connection lost: {cause}", self.address))
+    }
+
+    /// The network is another one: connections of before may hang, and whoever could not be reached may be now.
+    pub(crate) fn forget_connections(&self) {
+        lock(&self.idle).clear();
+        *lock(&self.failing) = Failing::default();
     }
 
     fn put_back(&self, connection: Box<dyn Io>) {

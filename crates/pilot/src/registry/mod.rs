@@ -1,6 +1,7 @@
 //! The registry as a node sees it.
 
 mod client;
+mod connect;
 mod frame;
 pub(crate) mod push;
 #[cfg(test)]

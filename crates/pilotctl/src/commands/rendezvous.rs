@@ -29,8 +29,8 @@ macro_rules! with_run_flags {
     ($($more:expr),*) => {
         &[
             $($more,)*
-            Flag::value("registry-addr", "HOST:PORT", "TCP address of the registry (0.0.0.0:9000)"),
-            Flag::value("beacon-addr", "HOST:PORT", "UDP address of the beacon (0.0.0.0:9001)"),
+            Flag::value("registry-addr", "HOST:PORT", "TCP address of the registry ([::]:9000)"),
+            Flag::value("beacon-addr", "HOST:PORT", "UDP address of the beacon ([::]:9001)"),
             Flag::value("beacon-probe-port", "PORT", "second UDP port of the beacon, or off (the one after the beacon's)"),
             Flag::switch("free-ports", "take free ports where the wanted ones are taken"),
             STORE,

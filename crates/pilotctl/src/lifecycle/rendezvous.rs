@@ -11,7 +11,7 @@ use pilot_daemon::config::Env;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -165,11 +165,11 @@ impl State {
     }
 }
 
-/// An address bound to "every interface", as seen from this machine.
+/// An address bound to "every interface", as seen from this machine; `[::]` serves IPv4, too.
 fn reachable(addr: SocketAddr) -> SocketAddr {
     let ip = match addr.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         ip => ip,
     };
     SocketAddr::new(ip, addr.port())
@@ -241,6 +241,6 @@ mod tests {
         place.record(&state).unwrap();
         assert_eq!(place.state(), Some(state.clone()));
         assert_eq!(state.registry_here().to_string(), "127.0.0.1:9000");
-        assert_eq!(state.beacon_here().to_string(), "[::1]:9001");
+        assert_eq!(state.beacon_here().to_string(), "127.0.0.1:9001");
     }
 }

@@ -134,7 +134,7 @@ impl Agent {
                 command
             }
         };
-        command.args(["-trust-auto-approve", "-hostname", &self.name, "-listen", "0.0.0.0:4000"]);
+        command.args(["-trust-auto-approve", "-hostname", &self.name, "-listen", ":4000"]);
         command.args(["-registry", &format!("{}:9000", self.rendezvous)]);
         command.args(["-beacon", &format!("{}:9001", self.rendezvous)]);
         command.args(["-email", &format!("{}@example.com", self.name)]);
@@ -161,6 +161,12 @@ impl Agent {
         for router in [&self.place.router, &self.place.carrier].into_iter().flatten() {
             router.forget_mappings();
         }
+    }
+
+    /// Takes from a stopped daemon what it remembers of its peers beside trust, which it would greet at its next start.
+    pub fn forget_peers(&self) {
+        let forgotten = fs::remove_file(self.home.join("peers.json"));
+        assert!(forgotten.is_ok() || !self.home.join("peers.json").exists(), "{forgotten:?}");
     }
 
     /// Runs our CLI against the daemon: the data of its answer, which it may give although it failed, or the error it

@@ -60,6 +60,7 @@ fn measure(a: &Agent, b: &Agent) -> Cell {
 /// Trust in place, no tunnel, NATs that know nothing.
 fn start_anew(agents: &mut [Agent]) {
     agents.iter_mut().for_each(Agent::stop);
+    agents.iter().for_each(Agent::forget_peers);
     agents.iter_mut().for_each(Agent::start);
     for agent in agents {
         assert!(agent.registers_within(PATIENCE), "{} registers", agent.name);
@@ -176,6 +177,7 @@ fn special(pair: &Pair) -> Cell {
     let mut agents = pair(&net);
     for again in [false, true] {
         agents.iter_mut().for_each(Agent::stop);
+        agents.iter().for_each(Agent::forget_peers);
         agents.iter_mut().for_each(Agent::start);
         if let Some(stuck) = agents.iter().find(|a| !a.registers_within(REGISTER_PATIENCE)) {
             return Cell::Failed(format!("{} does not register", stuck.place.site.name()));

@@ -105,8 +105,10 @@ fn info_of(status: &NodeStatus, networks: &[u16], version: &str) -> Value {
         ("webhook_circuit_skips", 0.into()),
         ("webhook_queue_dropped", 0.into()),
         // Beyond the reference:
+        ("port_mapping", status.port_mapping.into()),
         ("public", status.public.into()),
         ("registry_addr", status.registry_addr.as_str().into()),
+        ("registry_error", status.registry_error.as_str().into()),
         ("registry_ok", status.registry_ok.into()),
         ("superseded", status.superseded.into()),
         ("upgraded_peers", counts.upgraded.into()),

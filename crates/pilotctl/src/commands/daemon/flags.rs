@@ -20,8 +20,10 @@ macro_rules! daemon_flags {
             Flag::value("socket", "FILE", "socket for clients"),
             Flag::value("identity", "FILE", "key of this node (~/.pilot/identity.json)"),
             Flag::value("config", "FILE", "configuration (~/.pilot/config.json)"),
-            Flag::value("endpoint", "HOST:PORT", "register this address instead of the observed one"),
-            Flag::value("advertise-endpoint", "HOST:PORT", "same as --endpoint"),
+            Flag::value("endpoint", "HOST:PORT", "address that leads to this node, or several; the first is registered"),
+            Flag::value("advertise-endpoint", "HOST:PORT", "the same, before those of --endpoint"),
+            Flag::switch("port-mapping", "ask the router to let peers in: PCP, NAT-PMP, UPnP (on)"),
+            Flag::switch("no-port-mapping", "same as --port-mapping=false"),
             Flag::switch("relay-only", "never send directly"),
             Flag::value("webhook", "URL", "post events there"),
             Flag::value("admin-token", "T", "token for network administration"),
@@ -62,7 +64,7 @@ macro_rules! daemon_flags {
             Flag::value("time-wait", "D", "not in this version"),
             Flag::value("pprof", "HOST:PORT", "not in this version"),
             Flag::switch("beacon-rtt-probe", "not in this version"),
-            Flag::switch("no-addr-watch", "not in this version"),
+            Flag::switch("no-addr-watch", "do not follow changes of this host's network, and its sleep"),
             Flag::switch("no-path-watch", "not in this version"),
             Flag::switch("no-rx-watchdog", "not in this version"),
             Flag::vendor("no-skillinject", false),
@@ -98,6 +100,9 @@ pub fn settings(args: &Args) -> BTreeMap<&'static str, String> {
     }
     if args.given("no-encrypt") {
         out.insert("encrypt", (!args.on("no-encrypt")).to_string());
+    }
+    if args.given("no-port-mapping") {
+        out.insert("port_mapping", (!args.on("no-port-mapping")).to_string());
     }
     if args.on("local") {
         out.insert("registry", pilot_daemon::config::keys::LOCAL.to_owned());
