@@ -45,6 +45,8 @@ pub(crate) enum Command {
         payload: Bytes,
         reply: oneshot::Sender<Result<Delivery, SendError>>,
     },
+    /// A direct way to this peer is to be tried now.
+    TryDirect(NodeId),
     /// A peer of this node's earlier life, and where it was.
     Greet(NodeId, Vec<Candidate>),
     PeerKey(NodeId, Option<[u8; 32]>),

@@ -348,6 +348,7 @@ impl Driver {
             Command::PeerKey(node, key) => self.engine.set_peer_key(now, node, key),
             Command::DisputedKey(node, key, text) => self.engine.dispute_key(node, key, text),
             Command::Route(node, route) => self.set_route(now, node, route),
+            Command::TryDirect(node) => self.engine.try_direct(now, node),
             Command::Greet(node, direct) => self.engine.greet(now, node, &direct),
             Command::Identity(identity, node) => self.engine.set_identity(now, identity, node),
             Command::Beacon(beacon) => self.engine.set_beacon(now, beacon),

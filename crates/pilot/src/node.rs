@@ -476,10 +476,12 @@ impl Node {
         self.shared.registry.request(fields).await
     }
 
-    /// Asks the registry anew where a peer is and tries its addresses directly. Sessions and streams are kept. The error is
-    /// why the peer cannot be resolved.
+    /// Asks the registry anew where a peer is and tries all its addresses directly, at once and from both sides. Sessions and
+    /// streams are kept. The error is why the peer cannot be resolved; addresses known before are tried nevertheless.
     pub async fn prefer_direct(&self, node: NodeId) -> Result<(), String> {
-        self.shared.renew_route(node).await
+        let renewed = self.shared.renew_route(node).await;
+        self.shared.command(Command::TryDirect(node));
+        renewed
     }
 
     /// Takes a name, or gives it back if `hostname` is empty.

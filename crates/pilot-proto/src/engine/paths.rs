@@ -38,6 +38,15 @@ impl Engine {
         }
     }
 
+    /// The user wants a direct way to a peer tried now, whatever was tried before. Nothing happens without a session.
+    pub fn try_direct(&mut self, now: Instant, node: NodeId) {
+        if let Some(peer) = self.peers.get_mut(&node).filter(|peer| peer.linked(now)) {
+            peer.path.changed(now);
+            self.touch(node);
+            self.invite(now, node);
+        }
+    }
+
     /// Whether direct paths may be opened by punching. Without it no punch is asked for or obeyed, no port is guessed, and
     /// only addresses that need no hole are probed: neighbours, public, mapped and operator-given ones, and those that
     /// frames came from.
