@@ -55,6 +55,8 @@ pub(crate) enum Command {
     Route(NodeId, Result<Route, String>),
     Identity(Arc<Identity>, NodeId),
     Beacon(Option<SocketAddr>),
+    /// All beacons, in the order they were configured in.
+    Beacons(Vec<SocketAddr>),
     DiscoverProof(Option<DiscoverProof>),
     Public(bool),
     Trusted(NodeId, bool),

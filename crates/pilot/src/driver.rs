@@ -351,6 +351,7 @@ impl Driver {
             Command::TryDirect(node) => self.engine.try_direct(now, node),
             Command::Greet(node, direct) => self.engine.greet(now, node, &direct),
             Command::Identity(identity, node) => self.engine.set_identity(now, identity, node),
+            Command::Beacons(beacons) => self.engine.set_beacons(now, &beacons),
             Command::Beacon(beacon) => self.engine.set_beacon(now, beacon),
             Command::DiscoverProof(proof) => self.engine.set_discover_proof(now, proof),
             Command::Public(public) => self.engine.set_public(public),

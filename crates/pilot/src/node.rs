@@ -326,9 +326,17 @@ impl Node {
         Some(beacon)
     }
 
-    /// Uses the registry's own beacon if none was configured.
+    /// Registers with every configured beacon; uses the registry's own if none was configured.
     async fn settle_beacon(&self, configured: Option<SocketAddr>) {
         if configured.is_some() || !self.shared.config.beacons.is_empty() {
+            let mut all = Vec::new();
+            for name in &self.shared.config.beacons {
+                // One that has no address was warned of when the first that answers was looked for, or is not needed.
+                all.extend(resolve_host(name).await);
+            }
+            if all.len() > 1 {
+                self.shared.command(Command::Beacons(all));
+            }
             return;
         }
         let port = self.shared.registry.features().beacon_port.unwrap_or(BEACON_PORT);
