@@ -22,27 +22,36 @@ pub struct Firewall {
     pub udp: bool,
     /// If set, all that passes is TCP to this port, from this internal address if one is given, and the answers.
     pub only_tcp: Option<(Option<IpAddr>, u16)>,
+    /// UDP to and from these addresses outside does not pass.
+    pub blocked: Vec<IpAddr>,
 }
 
 impl Firewall {
     /// Lets everything through.
     pub const fn open() -> Firewall {
-        Firewall { stateful: false, udp: true, only_tcp: None }
+        Firewall { stateful: false, udp: true, only_tcp: None, blocked: Vec::new() }
     }
 
     /// Lets in what belongs to a flow that the inside began.
     pub const fn stateful() -> Firewall {
-        Firewall { stateful: true, udp: true, only_tcp: None }
+        Firewall { stateful: true, udp: true, only_tcp: None, blocked: Vec::new() }
     }
 
     /// Lets no UDP through, in neither direction; else as `stateful`.
     pub const fn no_udp() -> Firewall {
-        Firewall { stateful: true, udp: false, only_tcp: None }
+        Firewall { stateful: true, udp: false, only_tcp: None, blocked: Vec::new() }
     }
 
     /// Lets out TCP to this port only, from this internal host only: an HTTP proxy, say.
     pub const fn only_tcp_from(host: IpAddr, port: u16) -> Firewall {
-        Firewall { stateful: true, udp: false, only_tcp: Some((Some(host), port)) }
+        Firewall { stateful: true, udp: false, only_tcp: Some((Some(host), port)), blocked: Vec::new() }
+    }
+
+    /// Lets no UDP to and from these addresses outside through.
+    #[must_use]
+    pub fn block(mut self, addrs: impl IntoIterator<Item = IpAddr>) -> Firewall {
+        self.blocked.extend(addrs);
+        self
     }
 }
 
@@ -59,7 +68,8 @@ impl FirewallState {
 
     /// Whether a packet may leave (`out`) or enter. Addresses are those of the inside.
     pub fn allows(&mut self, now: Instant, p: &[u8], head: &Head, out: bool, translated: bool) -> bool {
-        if head.protocol == UDP && !self.rules.udp {
+        let remote = if out { head.dst } else { head.src };
+        if head.protocol == UDP && (!self.rules.udp || self.rules.blocked.contains(&remote)) {
             return false;
         }
         if (translated || !self.rules.stateful) && self.rules.only_tcp.is_none() {

@@ -46,6 +46,16 @@ table inet filter {
 }
 ";
 
+/// What a router that does not know PCP does not hear: the first byte is its version, 2.
+const NO_PCP: &str = "
+table inet old {
+    chain input {
+        type filter hook input priority 0; policy accept;
+        udp dport 5351 @th,64,8 2 drop
+    }
+}
+";
+
 /// An HTTP proxy that asks for a name and a password and connects to port 443 only.
 pub struct HttpProxy {
     host: Host,
@@ -91,6 +101,8 @@ pub enum Protocols {
     Upnp,
     /// PCP and NAT-PMP, which share a port.
     Pcp,
+    /// NAT-PMP only: questions in the version of PCP are not answered.
+    NatPmp,
 }
 
 /// A router in the kernel, with a port-restricted NAT, that maps ports on request: miniupnpd on a host of its own.
@@ -125,7 +137,10 @@ impl MappingRouter {
         let lan = lab.network(&[inside])?;
         host.attach_as_gateway(lan)?;
         write_file(&host, "/proc/sys/net/ipv4/ip_forward", "1".into())?;
-        load_rules(&host)?;
+        load_rules(&host, RULES)?;
+        if protocols == Protocols::NatPmp {
+            load_rules(&host, NO_PCP)?;
+        }
         let yes = |on: bool| if on { "yes" } else { "no" };
         let config = format!(
             "ext_ifname=eth0\nlistening_ip=eth1\nhttp_port={UPNP_PORT}\nenable_upnp={}\nenable_natpmp={}\n\
@@ -134,7 +149,7 @@ impl MappingRouter {
              upnp_nat_chain=prerouting_miniupnpd\nupnp_nat_postrouting_chain=postrouting_miniupnpd\n\
              allow 1024-65535 0.0.0.0/0 1024-65535\n",
             yes(protocols == Protocols::Upnp),
-            yes(protocols == Protocols::Pcp),
+            yes(protocols != Protocols::Upnp),
         );
         let path = format!("/run/miniupnpd-{name}.conf");
         write_file(&host, &path, config)?;
@@ -148,7 +163,9 @@ impl MappingRouter {
                 let addr = SocketAddr::new(router.inside().into(), UPNP_PORT);
                 wait_for("miniupnpd", || router.host.run(|| TcpStream::connect(addr).is_ok()))?;
             }
-            Protocols::Pcp => wait_for("miniupnpd", || router.host.run(|| router.answers_nat_pmp()))?,
+            Protocols::Pcp | Protocols::NatPmp => {
+                wait_for("miniupnpd", || router.host.run(|| router.answers_nat_pmp()))?
+            }
         }
         Ok(router)
     }
@@ -182,12 +199,12 @@ impl MappingRouter {
 }
 
 /// Loads the packet filter.
-fn load_rules(host: &Host) -> io::Result<()> {
+fn load_rules(host: &Host, rules: &str) -> io::Result<()> {
     let mut command = Command::new("nft");
     command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut nft = host.spawn(command).map_err(|e| missing("nft", "nftables", &e))?;
     if let Some(mut stdin) = nft.stdin.take() {
-        stdin.write_all(RULES.as_bytes())?;
+        stdin.write_all(rules.as_bytes())?;
     }
     let output = nft.wait_with_output()?;
     if output.status.success() {

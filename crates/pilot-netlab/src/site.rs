@@ -45,6 +45,8 @@ pub enum Site {
     Upnp,
     /// Behind a port-restricted NAT that maps ports by PCP and NAT-PMP.
     Pcp,
+    /// Behind a port-restricted NAT that maps ports by NAT-PMP alone.
+    NatPmp,
     /// Behind a port-restricted NAT, UDP blocked.
     UdpBlocked,
     /// No way out but an HTTP proxy with a password, to port 443.
@@ -53,7 +55,7 @@ pub enum Site {
 
 impl Site {
     /// Every kind.
-    pub const ALL: [Site; 15] = [
+    pub const ALL: [Site; 16] = [
         Site::Public,
         Site::FullCone,
         Site::AddressRestricted,
@@ -67,6 +69,7 @@ impl Site {
         Site::DualStack,
         Site::Upnp,
         Site::Pcp,
+        Site::NatPmp,
         Site::UdpBlocked,
         Site::ProxyOnly,
     ];
@@ -87,6 +90,7 @@ impl Site {
             Site::DualStack => "dual-stack",
             Site::Upnp => "upnp",
             Site::Pcp => "pcp",
+            Site::NatPmp => "nat-pmp",
             Site::UdpBlocked => "udp-blocked",
             Site::ProxyOnly => "proxy-only",
         }
@@ -108,6 +112,7 @@ impl Site {
             Site::DualStack => "IPv6 behind a stateful firewall, IPv4 behind a port-restricted NAT",
             Site::Upnp => "a port-restricted NAT with UPnP-IGD",
             Site::Pcp => "a port-restricted NAT with PCP and NAT-PMP",
+            Site::NatPmp => "a port-restricted NAT with NAT-PMP, without PCP",
             Site::UdpBlocked => "a port-restricted NAT, UDP blocked",
             Site::ProxyOnly => "nothing but an HTTP proxy with a password, to port 443",
         }
@@ -168,8 +173,12 @@ impl Place {
         let inside = |router: &Router| lab.host(name).on(router.lan(), Link::new()).start();
         match site {
             Site::Public => Ok(place(lab.host(name).v4_only().on(internet, link).start()?)),
-            Site::Upnp | Site::Pcp => {
-                let protocols = if site == Site::Upnp { Protocols::Upnp } else { Protocols::Pcp };
+            Site::Upnp | Site::Pcp | Site::NatPmp => {
+                let protocols = match site {
+                    Site::Upnp => Protocols::Upnp,
+                    Site::Pcp => Protocols::Pcp,
+                    _ => Protocols::NatPmp,
+                };
                 let router =
                     MappingRouter::start(lab, &format!("{name}-router"), internet, link, &v4, protocols)?;
                 let host = lab.host(name).on(router.lan(), Link::new()).start()?;

@@ -150,6 +150,23 @@ fn where_udp_is_blocked_tcp_passes() {
 }
 
 #[test]
+fn udp_of_a_blocked_address_passes_in_neither_direction() {
+    let (lab, server, router, inside) = lab(27, Link::new());
+    let other = lab.host("other").on(lab.internet(), Link::new()).start().unwrap();
+    let at_other = Udp::bind(&other, other.v4(), 5000);
+    let (at_inside, at_server) = connected(&inside, &server, false);
+    at_inside.send(at_server.addr(), b"before");
+    let (mapped, _) = at_server.recv();
+    router.set_firewall(Firewall::stateful().block([server.v4().into()]));
+    at_inside.send(at_server.addr(), b"out");
+    at_server.send(mapped, b"in");
+    assert_eq!((at_server.waiting(), at_inside.waiting()), (vec![], vec![]));
+    assert_eq!(router.counts().firewall, 2);
+    at_inside.send(at_other.addr(), b"to another");
+    assert_eq!(at_other.recv().1, b"to another");
+}
+
+#[test]
 fn where_only_the_proxy_gets_out_the_others_do_not() {
     let (lab, server, router, inside) = lab(26, Link::new());
     let proxy = behind(&lab, &router, "proxy");

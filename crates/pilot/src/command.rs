@@ -45,6 +45,8 @@ pub(crate) enum Command {
         payload: Bytes,
         reply: oneshot::Sender<Result<Delivery, SendError>>,
     },
+    /// A direct way to this peer is to be tried now.
+    TryDirect(NodeId),
     /// A peer of this node's earlier life, and where it was.
     Greet(NodeId, Vec<Candidate>),
     PeerKey(NodeId, Option<[u8; 32]>),
@@ -57,6 +59,8 @@ pub(crate) enum Command {
     Local(Vec<Candidate>),
     /// The node is somewhere else, or was away.
     NetworkChanged,
+    /// All beacons, in the order they were configured in.
+    Beacons(Vec<SocketAddr>),
     DiscoverProof(Option<DiscoverProof>),
     Public(bool),
     Trusted(NodeId, bool),

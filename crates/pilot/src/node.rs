@@ -381,9 +381,17 @@ impl Node {
         Some(beacon)
     }
 
-    /// Uses the registry's own beacon if none was configured.
+    /// Registers with every configured beacon; uses the registry's own if none was configured.
     async fn settle_beacon(&self, configured: Option<SocketAddr>) {
         if configured.is_some() || !self.shared.config.beacons.is_empty() {
+            let mut all = Vec::new();
+            for name in &self.shared.config.beacons {
+                // One that has no address was warned of when the first that answers was looked for, or is not needed.
+                all.extend(resolve_host(name).await);
+            }
+            if all.len() > 1 {
+                self.shared.command(Command::Beacons(all));
+            }
             return;
         }
         let port = self.shared.registry.features().beacon_port.unwrap_or(BEACON_PORT);
@@ -542,10 +550,12 @@ impl Node {
         self.shared.registry.request(fields).await
     }
 
-    /// Asks the registry anew where a peer is and tries its addresses directly. Sessions and streams are kept. The error is
-    /// why the peer cannot be resolved.
+    /// Asks the registry anew where a peer is and tries all its addresses directly, at once and from both sides. Sessions and
+    /// streams are kept. The error is why the peer cannot be resolved; addresses known before are tried nevertheless.
     pub async fn prefer_direct(&self, node: NodeId) -> Result<(), String> {
-        self.shared.renew_route(node).await
+        let renewed = self.shared.renew_route(node).await;
+        self.shared.command(Command::TryDirect(node));
+        renewed
     }
 
     /// Takes a name, or gives it back if `hostname` is empty.

@@ -165,7 +165,11 @@ fn exec(m: &ArgMatches) -> io::Result<ExitCode> {
 
 /// The test that measures the grid, and writes it down.
 fn grid(reference: bool) -> io::Result<ExitCode> {
-    let test = if reference { "the_whole_grid_with_a_reference" } else { "the_whole_grid" };
+    let test = if reference {
+        "kinds::the_grid_with_a_reference_written_down"
+    } else {
+        "kinds::the_grid_written_down"
+    };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = std::process::Command::new(cargo);
     command.args(["test", "--package", "pilotctl", "--test", "grid", "--"]);

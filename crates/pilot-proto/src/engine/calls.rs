@@ -272,6 +272,6 @@ impl Engine {
 
     /// The way through the relay, if there is one.
     fn relay_way(&self, node: NodeId) -> Option<Origin> {
-        self.beacons.chosen().map(|beacon| Origin::Relay(node, beacon))
+        self.relay_for(node).map(|beacon| Origin::Relay(node, beacon))
     }
 }

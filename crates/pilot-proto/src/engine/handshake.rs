@@ -576,7 +576,7 @@ impl Engine {
 
     /// Asks the beacon to let the peer and us punch.
     pub(super) fn request_punch(&mut self, now: Instant, node: NodeId) {
-        let Some(beacon) = self.beacons.chosen().filter(|_| self.punching) else { return };
+        let Some(beacon) = self.relay_for(node).filter(|_| self.punching) else { return };
         let Some(peer) = self.peers.get(&node) else { return };
         if self.config.relay_only || peer.path.relay_only || peer.path.addresses().next().is_none() {
             return;
@@ -623,7 +623,7 @@ impl Engine {
         let Some(exchange) = &mut peer.exchange else { return };
         let ask = !linked && (exchange.attempts > 0 || peer.unreadable);
         exchange.sent(now);
-        let eager = exchange.eager();
+        let (eager, attempt) = (exchange.eager(), exchange.attempts);
         let never_direct = self.config.relay_only || peer.path.relay_only;
         let direct: Vec<_> = match peer.path.choose(self.beacons.chosen().is_some(), never_direct) {
             _ if never_direct => Vec::new(),
@@ -637,7 +637,7 @@ impl Engine {
             for addr in &direct {
                 self.send_control(*addr, frame.to_vec());
             }
-            self.send_relayed(node, frame);
+            self.send_around(now, node, frame, attempt);
         }
     }
 
@@ -673,8 +673,20 @@ impl Engine {
 
     /// Sends a frame through the relay.
     pub(super) fn send_relayed(&mut self, node: NodeId, frame: &[u8]) {
-        if let Some(beacon) = self.beacons.chosen() {
+        if let Some(beacon) = self.relay_for(node) {
             self.send_through(beacon, node, frame);
+        }
+    }
+
+    /// Sends a frame that asks for an answer through the relay, the `attempt`th time (from 1). From the second time on it goes
+    /// through one more beacon, each in its turn: the first may be lost, or not know the peer.
+    pub(super) fn send_around(&mut self, now: Instant, node: NodeId, frame: &[u8], attempt: u32) {
+        let Some(first) = self.relay_for(node) else { return };
+        self.note_relayed(now, first);
+        self.send_through(first, node, frame);
+        let turn = self.relay_in_turn(first, attempt.saturating_sub(1) as usize);
+        if let Some(other) = turn {
+            self.send_through(other, node, frame);
         }
     }
 

@@ -4,6 +4,7 @@
 //! [`Output::Timeout`].
 
 mod admit;
+mod beacons;
 mod calls;
 mod deliver;
 mod discovery;
@@ -12,6 +13,7 @@ mod gate;
 mod half;
 mod handshake;
 mod mtu;
+mod nat;
 mod paths;
 mod peer;
 mod pins;
@@ -23,6 +25,7 @@ mod tests;
 mod timers;
 mod upgrade;
 
+pub use beacons::BeaconStatus;
 pub use discovery::DiscoverProof;
 pub use drops::Drops;
 pub use pins::MAX_PINS;
@@ -30,6 +33,7 @@ pub use pins::MAX_PINS;
 use crate::NodeId;
 use crate::crypto::{Identity, Ratchet, TunnelSecret, hkdf_pair};
 use crate::path::Candidate;
+use crate::path::beacons::Beacons;
 use crate::path::budget::Budget;
 use crate::path::nat::Nat;
 use crate::stream::{self, CloseReason, ConnId, ConnStatus, DialError, Ingress, StreamEvent, Streams};
@@ -38,10 +42,11 @@ use crate::tunnel::pending::Taken;
 use crate::wire::addr::Addr;
 use admit::Limits;
 use bytes::Bytes;
-use discovery::Beacons;
+use discovery::Proofs;
 use gate::Gate;
 use half::Half;
 use handshake::Lookup;
+use nat::NatProbes;
 use peer::Peer;
 use pins::Pins;
 use rand_chacha::ChaCha20Rng;
@@ -350,6 +355,8 @@ pub struct Engine {
     gate: Gate,
     limits: Limits,
     beacons: Beacons,
+    proofs: Proofs,
+    nat_probes: NatProbes,
     /// Our own addresses.
     local: Vec<Candidate>,
     /// What peers were told of them last, with what beacons see, and how often that changed.
@@ -425,6 +432,8 @@ impl Engine {
             gate,
             limits,
             beacons: Beacons::default(),
+            proofs: Proofs::default(),
+            nat_probes: NatProbes::default(),
             local: Vec::new(),
             offered: Vec::new(),
             generation: 0,
@@ -466,7 +475,8 @@ impl Engine {
     pub fn handle_unreachable(&mut self, now: Instant, to: SocketAddr) {
         let to = SocketAddr::new(to.ip().to_canonical(), to.port());
         if self.beacons.contains(to) {
-            return;
+            self.beacons.unreachable(now, to);
+            return self.run_beacons(now);
         }
         let affected = |(node, peer): (&NodeId, &mut Peer)| {
             (peer.path.direct() == Some(to)).then(|| (*node, peer.path.unreachable(now)))
@@ -570,9 +580,7 @@ impl Engine {
             self.remove_peer(peer);
             self.streams.reset_node(now, peer);
         }
-        if self.beacons.chosen().is_some() {
-            self.ask_beacon(now);
-        }
+        self.ask_beacons(now);
     }
 
     /// Our node id; 0 before registration.

@@ -151,7 +151,7 @@ impl Engine {
     fn way_to(&self, peer: &Peer) -> Option<Way> {
         match peer.path.choose(self.beacons.chosen().is_some(), self.config.relay_only) {
             Choice::Direct(to) => Some((to, false)),
-            Choice::Relay => self.beacons.chosen().map(|beacon| (beacon, true)),
+            Choice::Relay => self.relay_of(peer).map(|beacon| (beacon, true)),
             Choice::None => None,
         }
     }
@@ -196,7 +196,7 @@ impl Engine {
 
     /// Sends a ping in a frame of exactly `size` bytes, alone: a batch that is too large would be lost as a whole.
     fn send_size_probe(&mut self, now: Instant, node: NodeId, way: Way, size: usize, token: u64) {
-        if way.1 && self.beacons.chosen() != Some(way.0) {
+        if way.1 && !self.beacons.usable(way.0) {
             return;
         }
         let Some(len) = size.checked_sub(overhead(&self.config, way.1)) else { return };

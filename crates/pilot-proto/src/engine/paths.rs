@@ -3,7 +3,7 @@
 use super::{Engine, Peer, PeerStatus};
 use crate::NodeId;
 use crate::path::predict::PeerNat;
-use crate::path::{Candidate, CandidateKind, Choice, MAX_CANDIDATES};
+use crate::path::{Candidate, CandidateKind, Choice, MAX_CANDIDATES, NatClass};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -16,16 +16,15 @@ impl Engine {
     pub fn set_local_candidates(&mut self, now: Instant, mut candidates: Vec<Candidate>) {
         candidates.truncate(MAX_CANDIDATES);
         self.local = candidates;
+        self.own_addresses();
         self.offer_changed(now);
     }
 
     /// Our interfaces or routes changed, or the machine slept: the beacon is asked how it sees us now, and every way to
     /// every peer in use is tried anew at once.
     pub fn network_changed(&mut self, now: Instant) {
-        self.own_nat.reset();
-        if self.beacons.chosen().is_some() {
-            self.ask_beacon(now);
-        }
+        self.ask_beacons(now);
+        self.forget_nat(now);
         let nodes: Vec<NodeId> = self.peers.keys().copied().collect();
         for node in nodes {
             let connections = self.streams.connections_with(node) > 0;
@@ -35,6 +34,15 @@ impl Engine {
                 self.touch(node);
                 self.invite(now, node);
             }
+        }
+    }
+
+    /// The user wants a direct way to a peer tried now, whatever was tried before. Nothing happens without a session.
+    pub fn try_direct(&mut self, now: Instant, node: NodeId) {
+        if let Some(peer) = self.peers.get_mut(&node).filter(|peer| peer.linked(now)) {
+            peer.path.changed(now);
+            self.touch(node);
+            self.invite(now, node);
         }
     }
 
@@ -66,6 +74,10 @@ impl Engine {
 
     /// Asks for probes from both sides at once: one of our own by a call, a reference through the beacon.
     pub(super) fn invite(&mut self, now: Instant, node: NodeId) {
+        if matches!(self.nat(), NatClass::PerDestination { .. }) {
+            // Mappings that ran out meanwhile show which ports are next.
+            self.refresh_nat(now);
+        }
         self.call(now, node, Duration::ZERO);
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if peer.calls.heard() {
@@ -83,7 +95,7 @@ impl Engine {
         self.relay_activated(now, node);
         // It may be our own address that changed: the beacon must know it for the relay to work, and the directory may know
         // where the peer is now.
-        self.ask_beacon(now);
+        self.ask_beacons(now);
         self.call(now, node, Duration::ZERO);
         self.request_punch(now, node);
         self.want_route(now, node);
@@ -121,8 +133,8 @@ impl Engine {
 
     /// All tunnel peers, by node id.
     pub fn peers(&self) -> Vec<PeerStatus> {
-        let beacon = self.beacons.chosen();
         let status = |(node, peer): (&NodeId, &Peer)| {
+            let beacon = self.relay_for(*node);
             let choice = peer.path.choose(beacon.is_some(), self.config.relay_only);
             let endpoint = match choice {
                 Choice::Direct(addr) => addr.to_string(),

@@ -6,6 +6,7 @@ use super::half::Half;
 use super::mtu::Mtus;
 use super::recovery::Recovery;
 use crate::path::Path;
+use crate::path::beacons::Via;
 use crate::tunnel::exchange::Exchange;
 use crate::tunnel::pending::{Queue, Salvage, Taken};
 use crate::tunnel::session::Session;
@@ -83,6 +84,7 @@ pub(super) struct Peer {
     pub(super) calls: Calls,
     /// What its paths carry, once that is worth knowing.
     pub(super) mtus: Option<Box<Mtus>>,
+    pub(super) via: Via,
     /// Our tunnel key towards it.
     pub(super) half: Arc<Half>,
     pub(super) recovery: Recovery,
@@ -135,6 +137,7 @@ impl Peer {
             path: Path::default(),
             calls: Calls::default(),
             mtus: None,
+            via: Via::default(),
             half,
             recovery: Recovery::default(),
             exchange: None,

@@ -34,6 +34,11 @@ impl Engine {
     }
 
     fn receive_beacon(&mut self, now: Instant, from: SocketAddr, datagram: &mut [u8]) {
+        if self.nat_probes.asks(from)
+            && let Ok(Message::DiscoverReply(addr)) = Message::parse(datagram)
+        {
+            return self.probed(now, from, addr);
+        }
         if !self.beacons.contains(from) {
             self.drops.not_the_beacon += 1;
             return;
@@ -46,7 +51,7 @@ impl Engine {
                 }
                 self.receive_frame(now, Origin::Relay(sender, from), &mut datagram[DELIVER_HEADER..]);
             }
-            Ok(Message::DiscoverReply(addr)) => self.discovered(now, addr, datagram),
+            Ok(Message::DiscoverReply(addr)) => self.discovered(now, from, addr, datagram),
             Ok(Message::PunchCommand(addr)) => self.punch(now, addr),
             Ok(Message::Notify { kind: NOTIFY_HANDSHAKE }) => self.emit(Event::Notified),
             _ => self.drops.bad_beacon_message += 1,
@@ -237,6 +242,11 @@ impl Engine {
                 peer.path.relayed_in(now);
                 touch |= probing != peer.path.deadline(true);
             }
+        }
+        if let Origin::Relay(_, via) = origin
+            && fresh
+        {
+            self.heard_through(now, node, via);
         }
         if old {
             self.restore_replaced(now, node);

@@ -181,6 +181,7 @@ impl Engine {
         let beacon = self.beacons.chosen().is_some();
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.recovery.attempted(now);
+        let attempt = peer.recovery.attempts;
         let ask_route = peer.recovery.attempts == ASK_ROUTE;
         let never_direct = self.config.relay_only || peer.path.relay_only;
         let direct: Vec<_> = match peer.path.choose(beacon, never_direct) {
@@ -190,7 +191,7 @@ impl Engine {
         };
         if !peer.path.proven() {
             // The relay delivers to where the beacon saw us last, and our NAT may have put us elsewhere since.
-            self.ask_beacon(now);
+            self.ask_beacons(now);
         }
         let Some(peer) = self.peers.get_mut(&node) else { return };
         // A peer with an upgraded session does not act on unsigned requests, and needs none: what it gets is signed.
@@ -202,7 +203,7 @@ impl Engine {
             for addr in &direct {
                 self.send_control(*addr, frame.clone());
             }
-            self.send_relayed(node, &frame);
+            self.send_around(now, node, &frame, attempt);
         }
         if ask_route {
             self.want_route(now, node);

@@ -121,8 +121,8 @@ impl Engine {
     fn way(&mut self, now: Instant, node: NodeId, way: Option<Origin>) -> Option<(SocketAddr, bool)> {
         match way {
             Some(Origin::Direct(to)) if !self.config.relay_only => return Some((to, false)),
-            Some(Origin::Relay(_, via)) => return Some((via, true)),
-            Some(Origin::Direct(_)) => return self.beacons.chosen().map(|beacon| (beacon, true)),
+            Some(Origin::Relay(_, via)) => return self.relayed(now, Some(via)),
+            Some(Origin::Direct(_)) => return self.relayed(now, self.relay_for(node)),
             None => {}
         }
         let peer = self.peers.get_mut(&node)?;
@@ -133,9 +133,14 @@ impl Engine {
                 }
                 Some((to, false))
             }
-            Choice::Relay => self.beacons.chosen().map(|beacon| (beacon, true)),
+            Choice::Relay => self.relayed(now, self.relay_for(node)),
             Choice::None => None,
         }
+    }
+
+    fn relayed(&mut self, now: Instant, through: Option<SocketAddr>) -> Option<(SocketAddr, bool)> {
+        self.note_relayed(now, through?);
+        Some((through?, true))
     }
 
     /// Bytes in front of a packet.

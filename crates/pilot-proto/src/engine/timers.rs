@@ -28,7 +28,10 @@ impl Engine {
         }
         let peer = self.timers.first().map(|(at, _)| *at);
         let lookup = self.lookups.values().map(|l| l.asked + LOOKUP_TIMEOUT).min();
-        [peer, lookup, self.beacons.next, self.streams.next_timeout()].into_iter().flatten().min()
+        [peer, lookup, self.beacons.deadline(), self.nat_probes.deadline(), self.streams.next_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn arm(&mut self, now: Instant, node: NodeId) {
@@ -46,8 +49,11 @@ impl Engine {
     }
 
     pub(super) fn run_timers(&mut self, now: Instant) {
-        if self.beacons.next.is_some_and(|at| at <= now) {
-            self.beacon_timeout(now);
+        if self.beacons.deadline().is_some_and(|at| at <= now) {
+            self.run_beacons(now);
+        }
+        if self.nat_probes.deadline().is_some_and(|at| at <= now) {
+            self.run_nat(now);
         }
         self.expire_lookups(now);
         while let Some((at, node)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
@@ -149,7 +155,7 @@ impl Engine {
         let due = self.hushed.is_none_or(|at| now.saturating_duration_since(at) >= HUSH_EVERY);
         if due && peer.linked(now) {
             self.hushed = Some(now);
-            self.ask_beacon(now);
+            self.ask_beacons(now);
         }
     }
 

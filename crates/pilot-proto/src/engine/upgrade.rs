@@ -564,17 +564,18 @@ impl Engine {
             return;
         }
         drive.sent(now);
-        let relay = drive.attempts > RELAY_FROM;
+        let attempt = drive.attempts;
+        let relay = attempt > RELAY_FROM;
         let frame = self.exchange_frame(now, node, true);
         let Some(peer) = self.peers.get(&node) else { return };
         match peer.path.choose(self.beacons.chosen().is_some(), self.config.relay_only) {
             Choice::Direct(to) => {
                 self.send_control(to, frame.clone());
                 if relay {
-                    self.send_relayed(node, &frame);
+                    self.send_around(now, node, &frame, attempt);
                 }
             }
-            Choice::Relay => self.send_relayed(node, &frame),
+            Choice::Relay => self.send_around(now, node, &frame, attempt),
             Choice::None => {}
         }
     }

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 /// Silence of a direct path we are sending on after which it is probed.
-pub const QUIET: Duration = Duration::from_secs(1);
+pub const QUIET: Duration = Duration::from_millis(500);
 /// The same when the peer's frames arrive through the relay meanwhile.
 pub const QUIET_WHILE_RELAYED: Duration = Duration::from_millis(500);
 /// Probes of a silent path before it is given up.
 const PROBES: u32 = 3;
-/// Bounds of the distance of these probes. With the shortest a dead path is left after 1.9 s, with the longest after 4 s,
+/// Bounds of the distance of these probes. With the shortest a dead path is left after 1.4 s, with the longest after 3.5 s,
 /// which only a path slower than half a second needs.
 const SHORTEST: Duration = Duration::from_millis(300);
 const LONGEST: Duration = Duration::from_secs(1);

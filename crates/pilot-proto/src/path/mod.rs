@@ -1,6 +1,7 @@
 //! How a peer is reached: directly or through the beacon's relay (spec 04 sections 8 to 13), and how large the datagrams
 //! on each way may be.
 
+pub mod beacons;
 pub mod budget;
 pub mod candidates;
 pub mod liveness;

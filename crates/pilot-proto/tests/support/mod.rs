@@ -26,6 +26,11 @@ pub fn beacon_addr() -> SocketAddr {
     SocketAddr::from(([10, 9, 9, 9], 9001))
 }
 
+/// A second beacon, which shares the first one's table.
+pub fn other_beacon() -> SocketAddr {
+    SocketAddr::from(([10, 9, 9, 8], 9001))
+}
+
 pub fn config(seed: u8) -> Config {
     Config {
         tunnel_secret: [seed; 32],
@@ -288,7 +293,7 @@ impl Net {
     }
 
     fn arrive(&mut self, mut sent: Sent) {
-        if sent.to == beacon_addr() {
+        if sent.to == beacon_addr() || sent.to == other_beacon() {
             if self.beacon_up {
                 self.beacon(&sent);
             }
@@ -324,7 +329,7 @@ impl Net {
         for (to, message) in replies {
             let mut bytes = Vec::new();
             message.emit(&mut bytes);
-            self.inject(beacon_addr(), to, &bytes);
+            self.inject(sent.to, to, &bytes);
         }
     }
 

@@ -15,7 +15,7 @@ const MAX_BODY: usize = 700 * 1024;
 pub const COMMANDS: &[Spec] = &[
     Spec {
         name: "prefer-direct",
-        about: "forget the relay for a peer and try the direct path anew",
+        about: "look for a direct path to a peer now, with all its addresses asked for anew",
         args: &["<peer>"],
         flags: &[],
         returns: "node_id, had_tunnel, was_relay_active, was_relay_pinned, pila_pushed, resolve_error",

@@ -25,6 +25,7 @@ mod send_file;
 mod status;
 mod text;
 mod trust;
+mod way;
 
 use crate::args::{Spec, Tier};
 use crate::error::CliError;

@@ -2,6 +2,7 @@
 
 use super::reach::{DialFault, Reach, go_duration};
 use super::text::{millis, plural, safe, short_time};
+use super::way;
 use crate::args::{Args, Flag, Run, Spec, Tier};
 use crate::error::{CliError, CliResult, Exit};
 use crate::output::{Ctx, Style};
@@ -40,7 +41,7 @@ pub const COMMANDS: &[Spec] = &[
             Flag::switch("no-auto-handshake", "do not ask about trust first"),
         ],
         returns: "target, to, timeout, results[]{seq, bytes, rtt_ms, path | error}, summary{sent, received, min_ms, \
-                  avg_ms, max_ms}",
+                  avg_ms, max_ms}, path, path_kind, path_since, path_rtt_ms, path_why, mtu",
         tier: Tier::Core,
         run: Run::Async(|ctx, args| Box::pin(ping(ctx, args))),
     },
@@ -175,6 +176,7 @@ async fn ping(ctx: &Ctx, args: &Args) -> CliResult {
             ctx.note(&format!("hint:  {hint}"));
         }
     }
+    let way = reach.way().await;
     reach.client.flush().await;
 
     let sent = results.len();
@@ -186,8 +188,18 @@ async fn ping(ctx: &Ctx, args: &Args) -> CliResult {
     if trace {
         data["trace"] = json!([{"label": setup.label, "ms": millis(setup.took)}]);
     }
+    if let (Some(way), Some(data)) = (&way, data.as_object_mut()) {
+        data.extend(way::keys(way));
+    }
     let exit = if rtts.is_empty() { Exit::NEGATIVE } else { Exit::OK };
-    ctx.emit_as(data, |_| summary_text(sent, count, &rtts, cut_short.then_some(limit)), exit)
+    let text = |style: &Style| {
+        let mut text = summary_text(sent, count, &rtts, cut_short.then_some(limit));
+        if let Some(way) = &way {
+            let _ = write!(text, "\n{} {}", style.dim("path"), way::line(way));
+        }
+        text
+    };
+    ctx.emit_as(data, text, exit)
 }
 
 fn summary(sent: usize, rtts: &[Duration]) -> Value {

@@ -2,6 +2,7 @@
 //! (spec 08 sections 1.4 and 1.7).
 
 use super::text::safe;
+use super::way;
 use crate::args::Args;
 use crate::error::{CliError, Code};
 use crate::names::Peer;
@@ -179,6 +180,11 @@ impl<'a> Reach<'a> {
         common.any(|id| id != 0 && theirs.is_some_and(|list| list.iter().any(|n| n.as_u64() == Some(id))))
     }
 
+    /// What the daemon says about the way to the peer; `None` without a tunnel, or if it is this node itself.
+    pub async fn way(&self) -> Option<Value> {
+        way::entry(&self.client.info().await.ok()?, self.peer.addr.node).cloned()
+    }
+
     /// `direct`, `relay` or, for this node itself, `local`: how the peer is reached right now.
     pub async fn path(&self) -> Option<&'static str> {
         path_of(&self.client.info().await.ok()?, self.peer.addr.node)
@@ -190,8 +196,7 @@ pub fn path_of(info: &Value, node: NodeId) -> Option<&'static str> {
     if info["node_id"].as_u64() == Some(u64::from(node)) {
         return Some("local");
     }
-    let peers = info["peer_list"].as_array()?;
-    let peer = peers.iter().find(|p| p["node_id"].as_u64() == Some(u64::from(node)))?;
+    let peer = way::entry(info, node)?;
     Some(if peer["relay"].as_bool()? { "relay" } else { "direct" })
 }
 

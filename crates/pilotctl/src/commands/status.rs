@@ -3,6 +3,7 @@
 use super::listing::{list, number, row_limit};
 use super::reach::daemon_error;
 use super::text::{or_dash, plural, safe};
+use super::way;
 use crate::args::{Args, Flag, Run, Spec, Tier, value};
 use crate::error::{CliError, CliResult};
 use crate::output::{Ctx, Style};
@@ -38,7 +39,8 @@ pub const COMMANDS: &[Spec] = &[
             Flag::value("limit", "N", "at most N peers (default 20 in text, 0: all)"),
             Flag::value("search", "S", "only node numbers that contain S"),
         ],
-        returns: "peers[]{node_id, encrypted, authenticated, relay, session, pinned}, total, encrypted",
+        returns: "peers[]{node_id, encrypted, authenticated, relay, session, pinned, path, path_kind, path_since, \
+                  path_rtt_ms, path_why, mtu}, total, encrypted",
         tier: Tier::Core,
         run: Run::Async(|ctx, args| Box::pin(peers(ctx, args))),
     },
@@ -66,6 +68,8 @@ pub const COMMANDS: &[Spec] = &[
 const ENDPOINT_KEYS: [&str; 6] =
     ["endpoint", "real_addr", "lan_addrs", "public_addr", "stun_addr", "observed_addr"];
 
+/// Most peers whose path `info` shows in text mode.
+const PATHS_SHOWN: usize = 5;
 /// Most streams `connections` shows in text mode.
 const CONNECTIONS_SHOWN: usize = 50;
 
@@ -145,6 +149,17 @@ fn info_text(info: &Value, style: &Style) -> String {
         }
     }
     row("", line);
+    // A daemon tells of peers with open connections first.
+    let ways = list(info, "peer_list").iter().filter(|peer| on(peer, "encrypted"));
+    for (n, peer) in ways.clone().take(PATHS_SHOWN).enumerate() {
+        row(
+            if n == 0 { "paths" } else { "" },
+            format!("node {} {}", number(peer, "node_id"), way::line(peer)),
+        );
+    }
+    if let more @ 1.. = ways.count().saturating_sub(PATHS_SHOWN) {
+        row("", format!("{more} more: pilotctl peers --all"));
+    }
     let networks = list(info, "networks");
     if !networks.is_empty() {
         let names = networks.iter().map(|n| format!("{} ({})", number(n, "network_id"), text(n, "address")));
@@ -215,10 +230,9 @@ async fn peers(ctx: &Ctx, args: &Args) -> CliResult {
             total - relay
         );
         if (args.on("all") || args.given("search")) && total > 0 {
-            out.push_str(&ctx.style.dim("\nNODE ID     ENCRYPTED  AUTH  PATH    SESSION\n"));
+            out.push_str(&ctx.style.dim("\nNODE ID     ENCRYPTED  AUTH  SESSION   PATH\n"));
             for peer in &found {
                 let yes = |key| if on(peer, key) { "yes" } else { "no" };
-                let path = if on(peer, "relay") { "relay" } else { "direct" };
                 let node = number(peer, "node_id");
                 let refused = match number(peer, "downgrades_refused") {
                     0 => String::new(),
@@ -229,10 +243,11 @@ async fn peers(ctx: &Ctx, args: &Args) -> CliResult {
                 };
                 let _ = writeln!(
                     out,
-                    "{node:<10}  {:<9}  {:<4}  {path:<6}  {}{refused}",
+                    "{node:<10}  {:<9}  {:<4}  {:<8}  {}{refused}",
                     yes("encrypted"),
                     yes("authenticated"),
-                    or_dash(text(peer, "session"))
+                    or_dash(text(peer, "session")),
+                    way::line(peer)
                 );
             }
             if found.len() < total {
@@ -332,6 +347,8 @@ mod tests {
             "encrypted_peers": 1, "relay_peer_count": 0, "beacon_addr": "127.0.0.1:9001", "connections": 0,
             "ports": 4, "bytes_sent": 71_408_025, "pkts_sent": 65_912, "bytes_recv": 14_784_921,
             "pkts_recv": 41_887, "encrypt": true, "networks": null, "handshake_pending_count": 0,
+            "peer_list": [{"node_id": 7, "encrypted": true, "relay": true, "path": "relay", "path_since": 61,
+                "path_why": "no direct address answered"}],
         });
         let page = info_text(&info, &Style::default());
         assert_eq!(
@@ -341,6 +358,7 @@ mod tests {
                Ed25519 iohItY1t… · persistent · a@example.com\n  \
                network    1 peers (1 encrypted · 0 relay · 1 direct)\n             \
                beacon 127.0.0.1:9001 · 0 connections · 4 ports\n  \
+               paths      node 7 relay for 1m1s · no direct address answered\n  \
                traffic    ↑ 68.1 MB (65.9K pkts) · ↓ 14.1 MB (41.9K pkts)\n"
         );
     }

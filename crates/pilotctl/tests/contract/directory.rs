@@ -181,6 +181,9 @@ fn status_commands_have_the_documented_keys_and_no_endpoints() {
     );
     let text = pair.a.run(&["peers", "--all"]).stdout;
     assert!(text.starts_with("● 1 peer — 1 encrypted+authenticated · 0 relay · 1 direct\n"), "{text}");
+    assert!(text.contains("\n2           yes        yes   upgraded  direct (lan) for "), "{text}");
+    let text = pair.a.run(&["info"]).stdout;
+    assert!(text.contains("\n  paths      node 2 direct (lan) for "), "{text}");
     let error = pair.a.json(&["disconnect", "99"]).error();
     assert_eq!((&error["code"], &error["message"]), (&json!("not_found"), &json!("no connection 99")));
     let pins = pair.a.json(&["pins"]).data();

@@ -16,12 +16,21 @@ fn ping_names_time_and_path_and_sums_up() {
         );
         assert!(result["rtt_ms"].as_f64().unwrap() > 0.0);
     }
+    assert_eq!(
+        (&data["path"], &data["path_kind"], &data["path_why"]),
+        (&json!("direct"), &json!("lan"), &json!(""))
+    );
+    assert!(
+        data["path_since"].is_u64() && data["mtu"].is_u64() && data.get("path_rtt_ms").is_some(),
+        "{data}"
+    );
     let text = pair.a.run(&["ping", BETA, "--count=1"]).stdout;
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines[0], format!("PING {BETA}"));
     assert!(lines[1].starts_with(&format!("✓ reply from {BETA} · ")), "{text}");
     assert!(lines[1].ends_with("ms · direct"), "{text}");
     assert!(lines[2].starts_with("1 probe, 1 reply, 0% lost · min/avg/max "), "{text}");
+    assert!(lines[3].starts_with("path direct (lan) for "), "{text}");
     let reused = pair.a.json(&["ping", "2", "--count=2", "--interval=1ms", "--reuse-conn"]).data();
     assert_eq!(
         (&reused["results"][0]["reused"], &reused["results"][1]["reused"]),

@@ -1,5 +1,6 @@
 //! Agents in places of the network laboratory: a daemon of ours each, one rendezvous for all.
 
+use pilot_ipc::Client;
 use pilot_netlab::{Host, Lab, Link, Place, Process, Site};
 use serde_json::Value;
 use std::fs;
@@ -11,6 +12,10 @@ use std::time::{Duration, Instant};
 pub const UPLINK: Link = Link::new().delay(Duration::from_millis(10));
 /// How long something that has to happen may take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Port of the beacon.
+const BEACON: u16 = 9001;
+/// When peers that are not greeted were last seen, seconds before they were first seen.
+const LONG_AGO: u64 = 24 * 3600;
 const POLL: Duration = Duration::from_millis(30);
 
 /// A laboratory with a rendezvous on a public host.
@@ -18,7 +23,8 @@ pub struct Net {
     pub lab: Lab,
     pub dir: tempfile::TempDir,
     pub public: Host,
-    _rendezvous: Process,
+    /// The processes of registry and beacon: one, or one each.
+    pub rendezvous: Vec<Process>,
 }
 
 /// Whose daemon an agent runs.
@@ -41,19 +47,39 @@ pub struct Agent {
 
 impl Net {
     pub fn new(seed: u64) -> Net {
+        let mut net = Net::empty(seed);
+        net.start_rendezvous(9000, BEACON);
+        net
+    }
+
+    /// The same with a process for the registry, the first, and another for the beacon.
+    pub fn apart(seed: u64) -> Net {
+        let mut net = Net::empty(seed);
+        net.start_rendezvous(9000, 9101);
+        net.start_rendezvous(9100, BEACON);
+        net
+    }
+
+    fn empty(seed: u64) -> Net {
         let lab = Lab::with_seed(seed).expect("the laboratory needs root");
         let dir = tempfile::Builder::new().prefix("pilot-grid-").tempdir().expect("temporary directory");
         let public = lab.host("public").on(lab.internet(), Link::new()).start().expect("host");
-        let mut command = pilotctl(dir.path());
-        command.args(["rendezvous", "start", "--foreground", "--registry-addr", "[::]:9000"]);
-        command.args(["--beacon-addr", "[::]:9001", "--store"]).arg(dir.path().join("registry.db"));
-        log_to(&mut command, &dir.path().join("rendezvous.log"));
-        let rendezvous = public.spawn(command).expect("our binary starts");
-        let registry = (public.v4(), 9000);
+        Net { lab, dir, public, rendezvous: Vec::new() }
+    }
+
+    fn start_rendezvous(&mut self, registry: u16, beacon: u16) {
+        let home = self.dir.path().join(format!("rendezvous-{registry}"));
+        fs::create_dir_all(&home).expect("home");
+        let mut command = pilotctl(&home);
+        command.args(["rendezvous", "start", "--foreground", "--registry-addr", &format!("[::]:{registry}")]);
+        command.args(["--beacon-addr", &format!("[::]:{beacon}"), "--store"]);
+        command.arg(home.join("registry.db"));
+        log_to(&mut command, &home.join("rendezvous.log"));
+        self.rendezvous.push(self.public.spawn(command).expect("our binary starts"));
+        let to = (self.public.v4(), registry);
         wait_until("the rendezvous listens", || {
-            public.run(|| std::net::TcpStream::connect(registry).is_ok()).expect("the host's network")
+            self.public.run(|| std::net::TcpStream::connect(to).is_ok()).expect("the host's network")
         });
-        Net { lab, dir, public, _rendezvous: rendezvous }
     }
 
     /// An agent in a place of its own.
@@ -77,7 +103,8 @@ impl Net {
         self.agent_in(Make::Ours, place, name)
     }
 
-    fn agent_in(&self, make: Make, place: Place, name: &str) -> Agent {
+    /// The same, in a place that exists.
+    pub fn agent_in(&self, make: Make, place: Place, name: &str) -> Agent {
         let home = self.dir.path().join(name);
         fs::create_dir_all(&home).expect("home");
         let v6 = place.site == Site::V6Only;
@@ -136,7 +163,7 @@ impl Agent {
         };
         command.args(["-trust-auto-approve", "-hostname", &self.name, "-listen", ":4000"]);
         command.args(["-registry", &format!("{}:9000", self.rendezvous)]);
-        command.args(["-beacon", &format!("{}:9001", self.rendezvous)]);
+        command.args(["-beacon", &format!("{}:{BEACON}", self.rendezvous)]);
         command.args(["-email", &format!("{}@example.com", self.name)]);
         command.arg("-identity").arg(self.home.join("identity.json"));
         log_to(&mut command, &self.home.join("daemon.log"));
@@ -155,9 +182,19 @@ impl Agent {
         false
     }
 
-    /// Stops the daemon and lets its NAT forget all about it.
+    /// Stops the daemon and lets its NAT forget all about it. The next one finds the keys of its peers, but greets none of
+    /// them: it is made to look as if they had not been seen for long.
     pub fn stop(&mut self) {
         self.daemon = None;
+        let path = self.home.join("peers.json");
+        if let Ok(text) = fs::read(&path) {
+            let mut peers: Value = serde_json::from_slice(&text).expect("JSON");
+            for peer in peers["peers"].as_array_mut().expect("a list") {
+                peer["last_seen"] =
+                    peer["first_seen"].as_u64().expect("a time").saturating_sub(LONG_AGO).into();
+            }
+            fs::write(&path, peers.to_string()).expect("peers.json");
+        }
         for router in [&self.place.router, &self.place.carrier].into_iter().flatten() {
             router.forget_mappings();
         }
@@ -180,6 +217,18 @@ impl Agent {
             Value::Null => Err(format!("{status}: {}", String::from_utf8_lossy(&stderr).trim())),
             data => Ok(data.clone()),
         }
+    }
+
+    /// A client of the daemon, of the test's own process.
+    pub async fn client(&self) -> Client {
+        let path = self.home.join("pilot.sock");
+        Client::connect(&path).await.unwrap_or_else(|e| panic!("{}: {e}", self.name))
+    }
+
+    /// Asks for mutual trust; the answer may come later.
+    pub fn ask_for_trust(&self, peer: &Agent) {
+        // An error shows when trust is waited for.
+        drop(self.ctl(&["handshake", &peer.name, "grid"]));
     }
 
     /// Asks for mutual trust, and waits until there is.

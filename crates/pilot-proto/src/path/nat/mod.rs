@@ -184,6 +184,11 @@ impl Nat {
         self.compare(asked);
     }
 
+    /// How this destination saw us last.
+    pub fn view(&self, to: SocketAddr) -> Option<SocketAddr> {
+        self.views.iter().find(|view| view.to == to).map(|view| view.observed)
+    }
+
     /// The NAT gave this port; replies may come in another order than the questions went out.
     fn gave(&mut self, at: Instant, port: u16) {
         if self.given.iter().any(|given| given.port == port) {
