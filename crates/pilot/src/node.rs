@@ -387,7 +387,10 @@ impl Node {
             let mut all = Vec::new();
             for name in &self.shared.config.beacons {
                 // One that has no address was warned of when the first that answers was looked for, or is not needed.
-                all.extend(resolve_host(name).await);
+                let Ok(addresses) = resolve_host(name).await else { continue };
+                // The family in which it answered works.
+                let answered = addresses.iter().find(|at| Some(**at) == configured);
+                all.extend(answered.or(addresses.first()));
             }
             if all.len() > 1 {
                 self.shared.command(Command::Beacons(all));
