@@ -568,13 +568,11 @@ impl World {
                 }
             }
             Event::TunnelEstablished { node, relay, rekeyed, .. } => {
-                // Under a new session it may send its last datagrams again.
-                self.nodes[n].salvaged.insert(node, self.now);
                 self.report.tunnels_relayed += u64::from(relay);
                 self.report.tunnels_direct += u64::from(!relay);
                 self.report.rekeyed += u64::from(rekeyed);
             }
-            Event::Publish(reference::SALVAGED | "tunnel.desync_salvage", fields) => {
+            Event::Publish(reference::SALVAGED, fields) => {
                 let peer = fields["peer_node_id"].as_u64().unwrap_or(0);
                 self.nodes[n].salvaged.insert(peer as NodeId, self.now);
             }

@@ -212,7 +212,6 @@ impl Engine {
         };
         let mut prefix = [0; 4];
         self.rng.fill_bytes(&mut prefix);
-        peer.taken.new_session();
         let session = Session::new(key, *x25519, authenticated, prefix, now);
         if let Some(replaced) = peer.session.replace(session) {
             let direct = peer.path.direct().filter(|_| peer.path.proven());
