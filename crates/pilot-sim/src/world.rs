@@ -567,7 +567,7 @@ impl World {
                     self.on_datagram(n, src, &payload)?;
                 }
             }
-            Event::TunnelEstablished { node, relay, rekeyed, .. } => {
+            Event::TunnelEstablished { relay, rekeyed, .. } => {
                 self.report.tunnels_relayed += u64::from(relay);
                 self.report.tunnels_direct += u64::from(!relay);
                 self.report.rekeyed += u64::from(rekeyed);
