@@ -73,7 +73,11 @@ fn a_node_of_unknown_kind_hears_nothing_before_the_directory_has_said_where_it_i
     net.engine(1).set_pins([]);
     send(&mut net, 1, 2, b"first");
     net.run(SECOND);
-    assert!(!net.sent_by(1).iter().any(|frame| frame.contains("PIL") || frame.contains("relay")), "{:?}", net.sent_by(1));
+    assert!(
+        !net.sent_by(1).iter().any(|frame| frame.contains("PIL") || frame.contains("relay")),
+        "{:?}",
+        net.sent_by(1)
+    );
     net.directory = true;
     net.run(10 * SECOND);
     send(&mut net, 1, 2, b"second");
