@@ -689,7 +689,8 @@ fn a_session_with_1024_epochs_is_agreed_anew() {
     let (mut net, _) = connected();
     for prefix in 0..=1024u32 {
         let mut again = Scripted::with_prefix(9, 1, prefix.to_be_bytes(), net.now);
-        let frame = again.datagram(b"x");
+        // Each another: equal ones under several sessions are taken for one sent again.
+        let frame = again.datagram(&prefix.to_be_bytes());
         give(&mut net, addr_of(9), &frame);
     }
     net.run(ms(1));

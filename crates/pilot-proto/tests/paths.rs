@@ -11,7 +11,7 @@ use pilot_proto::wire::addr::Addr;
 use pilot_proto::{NodeId, engine::Event};
 use support::{Net, SECOND, addr_of, beacon_addr, config, identity, ms, plain};
 
-/// Two nodes that know each other's keys, and nothing else of each other; a beacon relays.
+/// Two nodes that know each other's keys, and that they are of our own kind, and nothing else of each other; a beacon relays.
 fn strangers(one: Config, two: Config) -> Net {
     let mut net = Net::new();
     net.add(1, one);
@@ -20,7 +20,9 @@ fn strangers(one: Config, two: Config) -> Net {
     net.directory = false;
     let now = net.now;
     for (id, other) in [(1, 2), (2, 1)] {
-        net.engine(id).set_peer_key(now, other, Some(*identity(other as u8).public_key()));
+        let key = *identity(other as u8).public_key();
+        net.engine(id).set_pins([(other, key)]);
+        net.engine(id).set_peer_key(now, other, Some(key));
         net.engine(id).set_local_candidates(now, vec![Candidate::new(addr_of(id), CandidateKind::Lan)]);
     }
     net.run(ms(50));
@@ -66,6 +68,24 @@ fn the_first_contact_goes_through_the_relay_and_waits_for_no_address() {
 }
 
 #[test]
+fn a_node_of_unknown_kind_hears_nothing_before_the_directory_has_said_where_it_is() {
+    let mut net = strangers(config(1), config(2));
+    net.engine(1).set_pins([]);
+    send(&mut net, 1, 2, b"first");
+    net.run(SECOND);
+    assert!(
+        !net.sent_by(1).iter().any(|frame| frame.contains("PIL") || frame.contains("relay")),
+        "{:?}",
+        net.sent_by(1)
+    );
+    net.directory = true;
+    net.run(10 * SECOND);
+    send(&mut net, 1, 2, b"second");
+    net.run(SECOND);
+    assert!(net.datagrams(2).contains(&b"second".to_vec()));
+}
+
+#[test]
 fn our_own_nodes_find_the_direct_path_without_a_directory() {
     let mut net = strangers(config(1), config(2));
     send(&mut net, 1, 2, b"first");
@@ -96,6 +116,8 @@ fn a_call_lost_on_the_way_is_repeated() {
 #[test]
 fn a_peer_without_the_upgrade_hears_no_addresses() {
     let mut net = strangers(plain(1), plain(2));
+    // Nothing tells that they are of our kind, so the first contact waits for the directory.
+    net.directory = true;
     send(&mut net, 1, 2, b"first");
     net.run(3 * SECOND);
     send(&mut net, 2, 1, b"back");

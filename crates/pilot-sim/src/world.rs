@@ -567,14 +567,12 @@ impl World {
                     self.on_datagram(n, src, &payload)?;
                 }
             }
-            Event::TunnelEstablished { node, relay, rekeyed, .. } => {
-                // Under a new session it may send its last datagrams again.
-                self.nodes[n].salvaged.insert(node, self.now);
+            Event::TunnelEstablished { relay, rekeyed, .. } => {
                 self.report.tunnels_relayed += u64::from(relay);
                 self.report.tunnels_direct += u64::from(!relay);
                 self.report.rekeyed += u64::from(rekeyed);
             }
-            Event::Publish(reference::SALVAGED | "tunnel.desync_salvage", fields) => {
+            Event::Publish(reference::SALVAGED, fields) => {
                 let peer = fields["peer_node_id"].as_u64().unwrap_or(0);
                 self.nodes[n].salvaged.insert(peer as NodeId, self.now);
             }

@@ -383,17 +383,21 @@ impl Node {
 
     /// Registers with every configured beacon; uses the registry's own if none was configured.
     async fn settle_beacon(&self, configured: Option<SocketAddr>) {
-        if configured.is_some() || !self.shared.config.beacons.is_empty() {
-            let mut all = Vec::new();
-            for name in &self.shared.config.beacons {
-                // One that has no address was warned of when the first that answers was looked for, or is not needed.
-                let Ok(addresses) = resolve_host(name).await else { continue };
-                // The family in which it answered works.
-                let answered = addresses.iter().find(|at| Some(**at) == configured);
-                all.extend(answered.or(addresses.first()));
-            }
-            if all.len() > 1 {
-                self.shared.command(Command::Beacons(all));
+        let beacons = &self.shared.config.beacons;
+        if configured.is_some() || !beacons.is_empty() {
+            // One alone has been found, or warned of, already.
+            if beacons.len() > 1 {
+                let mut all = Vec::new();
+                for name in beacons {
+                    // One that has no address was warned of when the first that answers was looked for, or is not needed.
+                    let Ok(addresses) = resolve_host(name).await else { continue };
+                    // The family in which it answered works.
+                    let answered = addresses.iter().find(|at| Some(**at) == configured);
+                    all.extend(answered.or(addresses.first()));
+                }
+                if all.len() > 1 {
+                    self.shared.command(Command::Beacons(all));
+                }
             }
             return;
         }

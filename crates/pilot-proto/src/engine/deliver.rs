@@ -6,7 +6,7 @@ use super::{Engine, Event, Ingress, Origin, SendError};
 use crate::NodeId;
 use crate::path::{Choice, message};
 use crate::stream::Handled;
-use crate::tunnel::pending;
+use crate::tunnel::pending::{self, Under};
 use crate::wire::addr::Addr;
 use crate::wire::packet::{HEADER_LEN, Header, MAX_PAYLOAD, Packet, flags, port, protocol};
 use bytes::Bytes;
@@ -18,7 +18,14 @@ pub(super) const PROBE: &[u8; 12] = b"pathprobe.v1";
 
 impl Engine {
     /// Hands a packet of an established peer to its handler.
-    pub(super) fn deliver(&mut self, now: Instant, node: NodeId, packet: Packet<'_>, origin: Origin) {
+    pub(super) fn deliver(
+        &mut self,
+        now: Instant,
+        node: NodeId,
+        under: Under,
+        packet: Packet<'_>,
+        origin: Origin,
+    ) {
         // Whoever signs another node's tunnel key as its own shares that node's session with us: what it is sent must not be
         // taken for ours. Old peers leave the destination of control packets empty.
         let to = packet.header.dst.node;
@@ -27,7 +34,7 @@ impl Engine {
         }
         match packet.header.protocol {
             protocol::STREAM => self.deliver_stream(now, node, packet),
-            protocol::DATAGRAM => self.deliver_datagram(now, node, packet),
+            protocol::DATAGRAM => self.deliver_datagram(now, node, under, packet),
             protocol::CONTROL => self.deliver_control(now, node, packet, origin),
             _ => self.drops.unknown_protocol += 1,
         }
@@ -48,7 +55,7 @@ impl Engine {
         }
     }
 
-    fn deliver_datagram(&mut self, now: Instant, node: NodeId, packet: Packet<'_>) {
+    fn deliver_datagram(&mut self, now: Instant, node: NodeId, under: Under, packet: Packet<'_>) {
         let Header { src, src_port, dst_port, .. } = packet.header;
         if packet.payload.is_empty() {
             return self.drops.empty_datagram += 1;
@@ -58,7 +65,7 @@ impl Engine {
             return self.knock(now, node, dst_port, true);
         }
         if let Some(peer) = self.peers.get_mut(&node)
-            && !peer.taken.take(now, (src_port, dst_port, crc32fast::hash(packet.payload)))
+            && !peer.taken.take(now, (src_port, dst_port, crc32fast::hash(packet.payload)), under)
         {
             return self.drops.repeated_datagram += 1;
         }

@@ -212,7 +212,6 @@ impl Engine {
         };
         let mut prefix = [0; 4];
         self.rng.fill_bytes(&mut prefix);
-        peer.taken.new_session();
         let session = Session::new(key, *x25519, authenticated, prefix, now);
         if let Some(replaced) = peer.session.replace(session) {
             let direct = peer.path.direct().filter(|_| peer.path.proven());
@@ -503,8 +502,11 @@ impl Engine {
         if peer.linked(now) {
             return;
         }
-        // Through the relay the exchange needs no address: it does not wait for the directory.
-        let located = peer.path.addresses().next().is_some() || self.beacons.chosen().is_some();
+        // Through the relay the exchange needs no address: with a node known as one of ours it does not wait for the
+        // directory. With others it does: the directory may refuse the way to a private node, and a reference that hears us
+        // through the relay first answers there for up to 15 s (spec 04 sections 8 and 11).
+        let relayed = self.beacons.chosen().is_some() && self.insists(node);
+        let located = relayed || peer.path.addresses().next().is_some();
         match peer.route {
             RouteState::Known(at) if now.saturating_duration_since(at) < ROUTE_FRESH => {}
             _ => self.want_route(now, node),

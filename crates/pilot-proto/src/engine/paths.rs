@@ -124,11 +124,7 @@ impl Engine {
     /// The way to a node: `direct`, `relay` or `none`.
     pub fn path_to(&self, node: NodeId) -> &'static str {
         let Some(peer) = self.peers.get(&node) else { return "none" };
-        match peer.path.choose(self.beacons.chosen().is_some(), self.config.relay_only) {
-            Choice::Direct(_) => "direct",
-            Choice::Relay => "relay",
-            Choice::None => "none",
-        }
+        peer.path.choose(self.beacons.chosen().is_some(), self.config.relay_only).name()
     }
 
     /// All tunnel peers, by node id.
@@ -152,7 +148,7 @@ impl Engine {
                 session: peer.session_kind(self.latest),
                 pinned: self.pins.contains(*node),
                 downgrades_refused: peer.upgrade.as_ref().map_or(0, |upgrade| upgrade.downgrades),
-                path: self.path_to(*node),
+                path: choice.name(),
                 path_kind: match choice {
                     Choice::Direct(_) => peer.path.kind().map(CandidateKind::name),
                     Choice::Relay | Choice::None => None,

@@ -6,12 +6,25 @@ use crate::NodeId;
 use crate::path::peer::Arrival;
 use crate::tunnel::exchange::UNREADABLE_EVERY;
 use crate::tunnel::limits::Bucket;
+use crate::tunnel::pending::Under;
 use crate::tunnel::session::{Fault, OpenError, Remedy};
 use crate::wire::beacon::{Message, NOTIFY_HANDSHAKE};
 use crate::wire::frame::{Frame, FrameError, PILP, PILS_HEADER_LEN, Pils};
 use crate::wire::packet::{Packet, port, protocol};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+
+/// How a frame opened.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Opened {
+    /// Its bytes.
+    pub(super) len: usize,
+    /// It is fresh enough to say where the peer is.
+    pub(super) may_move: bool,
+    /// It belongs to a session that was replaced.
+    pub(super) old: bool,
+    pub(super) under: Under,
+}
 
 /// Copies of a punch.
 const PUNCHES: usize = 3;
@@ -154,27 +167,27 @@ impl Engine {
             _ => peer.session.as_mut(),
         };
         let Some(session) = session else { return self.unreadable(now, node, origin) };
-        let wire_len = datagram.len();
+        let len = datagram.len();
         let opened = session.open(now, &header, &mut datagram[PILS_HEADER_LEN..]);
         let (plain, accepted) = match opened {
             Ok(opened) => opened,
             Err(error) => return self.session_fault(now, node, header.counter, origin, old, error),
         };
         let may_move = accepted.newest && !accepted.opened && !old;
-        self.opened(now, node, origin, plain, wire_len, (may_move, old));
+        let under = Under::Prefix(header.prefix);
+        self.opened(now, node, origin, plain, Opened { len, may_move, old, under });
     }
 
-    /// A frame of `len` bytes opened. `may_move`: it is fresh enough to say where the peer is; `old`: it belongs to a
-    /// session that was replaced. True: it was an empty sign of life.
+    /// A frame opened. True: it was an empty sign of life.
     pub(super) fn opened(
         &mut self,
         now: Instant,
         node: NodeId,
         origin: Origin,
         plain: &[u8],
-        len: usize,
-        (may_move, old): (bool, bool),
+        opened: Opened,
     ) -> bool {
+        let Opened { len, may_move, old, under } = opened;
         self.counters.encryption_success += 1;
         self.counters.pkts_recv += 1;
         self.counters.bytes_recv += len as u64;
@@ -197,7 +210,7 @@ impl Engine {
         let probe = packet.header.protocol == protocol::CONTROL && packet.payload.starts_with(PROBE);
         self.alive(now, node, origin, (may_move, probe), old);
         if !keepalive {
-            self.deliver(now, node, packet, origin);
+            self.deliver(now, node, under, packet, origin);
         }
         keepalive
     }
@@ -377,7 +390,7 @@ impl Engine {
                 peer.path.contacted_directly(now, from);
             }
         }
-        self.deliver(now, node, packet, origin);
+        self.deliver(now, node, Under::Nothing, packet, origin);
     }
 
     fn publish_spoofed(&mut self, now: Instant, node: NodeId, claimed: NodeId) {

@@ -4,12 +4,14 @@
 //! Checks run from cheap to expensive: receiver, role and expectation, copies, signature, key agreement.
 
 use super::peer::Peer;
+use super::receive::Opened;
 use super::{Engine, Event, Origin};
 use crate::NodeId;
 use crate::crypto::{self, TunnelSecret};
 use crate::path::Choice;
 use crate::tunnel::exchange::{Exchange, Pace};
 use crate::tunnel::noise::{self, Initiator, Message1, NoiseError};
+use crate::tunnel::pending::Under;
 use crate::tunnel::upgrade::{
     Challenge, Change, Fallback, GRACE, Next, PATIENCE, Pending, RESTART_AFTER, RETRY_AFTER, Slot, Upgrade,
     prologue,
@@ -361,7 +363,6 @@ impl Engine {
         });
         let rekeyed = other || change == Change::OtherProcess;
         if let Some(peer) = self.peers.get_mut(&node) {
-            peer.taken.new_session();
             let replaced =
                 peer.upgrade.as_ref().and_then(|u| u.previous.as_ref()).map(|p| p.session.peer_static);
             if let Some(key) = replaced.filter(|key| Some(*key) != peer.tunnel_key()) {
@@ -374,10 +375,6 @@ impl Engine {
     /// A session took the place of another with the same process of the peer.
     fn session_replaced(&mut self, now: Instant, node: NodeId) {
         self.settle_exchange(node);
-        if let Some(peer) = self.peers.get_mut(&node) {
-            // Our key may be another one, and then the peer sends its last datagrams again.
-            peer.taken.new_session();
-        }
         // Normally nothing waits; after the old one was used up, something does.
         self.flush_pending(now, node);
         self.streams.path_changed(now, node);
@@ -496,7 +493,13 @@ impl Engine {
             Slot::Current if first => self.confirmed(now, node),
             Slot::Current | Slot::Previous => {}
         }
-        let sign = self.opened(now, node, origin, plain, len, (highest && slot != Slot::Previous, false));
+        let opened = Opened {
+            len,
+            may_move: highest && slot != Slot::Previous,
+            old: false,
+            under: Under::Session(header.session),
+        };
+        let sign = self.opened(now, node, origin, plain, opened);
         if sign
             && slot == Slot::Current
             && let Some(upgrade) = self.upgrade_of(node)

@@ -50,9 +50,12 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// An address of this kind.
+    /// An address of this kind. A beacon on the same network sees the LAN address, which is what it is called then,
+    /// whoever names it first.
     pub fn new(addr: SocketAddr, kind: CandidateKind) -> Candidate {
-        Candidate { addr: SocketAddr::new(addr.ip().to_canonical(), addr.port()), kind }
+        let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
+        let seen = kind == CandidateKind::Reflexive && is_local(addr.ip());
+        Candidate { addr, kind: if seen { CandidateKind::Lan } else { kind } }
     }
 
     /// An address of which nothing is known but what it looks like.

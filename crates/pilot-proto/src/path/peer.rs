@@ -36,6 +36,17 @@ pub enum Choice {
     None,
 }
 
+impl Choice {
+    /// Its name, as users see it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Choice::Direct(_) => "direct",
+            Choice::Relay => "relay",
+            Choice::None => "none",
+        }
+    }
+}
+
 /// What an authenticated frame that came straight from the peer says about the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arrival {

@@ -11,6 +11,8 @@ pub const MAX_PEERS: usize = 256;
 pub const MAX_AGE: Duration = Duration::from_secs(120);
 /// Plaintexts a salvage ring holds.
 const SALVAGE: usize = 4;
+/// Datagrams of a peer remembered.
+const TAKEN: usize = 4 * SALVAGE;
 /// Age from which a salvaged plaintext is worthless.
 const SALVAGE_AGE: Duration = Duration::from_secs(5);
 /// Age from which nobody repeats a packet: salvage, and the time an exchange may take.
@@ -82,34 +84,74 @@ impl Salvage {
 /// source port.
 pub type Datagram = (u16, u16, u32);
 
-/// The last datagrams taken from a peer: as many as its [`Salvage`] repeats when it sees us under another tunnel key.
+/// What a packet came under: a session's replay window keeps its own packets from coming twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Under {
+    /// No session.
+    Nothing,
+    /// A session of the peer with this nonce prefix.
+    Prefix([u8; 4]),
+    /// An upgraded session; our name for it.
+    Session(u32),
+}
+
+/// The last datagrams taken from a peer: what its [`Salvage`] repeats when it sees us under another tunnel key, and what
+/// may overtake that on the way.
 /// A process that restarted has taken none of them; one that only lost the session must not take them twice.
+///
+/// Which session is the newest says nothing about a datagram: the first copy may arrive late, when the session that the
+/// second one comes under is known already.
 #[derive(Debug, Default)]
 pub struct Taken {
-    datagrams: VecDeque<(Instant, Datagram, u32)>,
-    session: u32,
+    datagrams: VecDeque<(Instant, Datagram, Under)>,
 }
 
 impl Taken {
-    /// Another session begins.
-    pub fn new_session(&mut self) {
-        self.session = self.session.wrapping_add(1);
-    }
-
     /// Whether this datagram is news.
-    pub fn take(&mut self, now: Instant, datagram: Datagram) -> bool {
-        let repeated = |(at, taken, session): &(Instant, Datagram, u32)| {
-            *taken == datagram
-                && *session != self.session
-                && now.saturating_duration_since(*at) < REPEATED_AGE
+    pub fn take(&mut self, now: Instant, datagram: Datagram, under: Under) -> bool {
+        let repeated = |(at, taken, before): &(Instant, Datagram, Under)| {
+            *taken == datagram && *before != under && now.saturating_duration_since(*at) < REPEATED_AGE
         };
         if self.datagrams.iter().any(repeated) {
             return false;
         }
-        if self.datagrams.len() >= SALVAGE {
+        if self.datagrams.len() >= TAKEN {
             self.datagrams.pop_front();
         }
-        self.datagrams.push_back((now, datagram, self.session));
+        self.datagrams.push_back((now, datagram, under));
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DATAGRAM: Datagram = (49_152, 7, 0xABCD);
+
+    #[test]
+    fn a_datagram_repeated_under_another_session_is_taken_once_whichever_copy_comes_first() {
+        let now = Instant::now();
+        for (first, second) in [
+            (Under::Prefix([1; 4]), Under::Session(1)),
+            (Under::Session(1), Under::Prefix([1; 4])),
+            (Under::Session(2), Under::Session(1)),
+        ] {
+            let mut taken = Taken::default();
+            assert!(taken.take(now, DATAGRAM, first));
+            assert!(!taken.take(now, DATAGRAM, second), "{first:?}, then {second:?}");
+        }
+    }
+
+    #[test]
+    fn equal_datagrams_of_one_session_are_all_taken_and_old_ones_hold_up_nothing() {
+        let now = Instant::now();
+        let mut taken = Taken::default();
+        assert!(taken.take(now, DATAGRAM, Under::Session(1)));
+        assert!(
+            taken.take(now, DATAGRAM, Under::Session(1)),
+            "the replay window of the session has checked it"
+        );
+        assert!(taken.take(now + REPEATED_AGE, DATAGRAM, Under::Session(2)));
     }
 }

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// How long the daemon may take to start.
 const STARTED: Duration = Duration::from_secs(30);
+/// Daemons on one network of loopback; more take the next.
+pub const NUMBERS: usize = 200;
 const TICK: Duration = Duration::from_millis(50);
 
 enum Arrived {
@@ -123,7 +125,8 @@ fn read_local(
 impl LiveHost {
     /// Starts a daemon of its own on addresses that no other scenario uses.
     pub fn start(number: usize, setup: &Setup) -> LiveHost {
-        let ip = |host: u8| IpAddr::V4(Ipv4Addr::new(127, 1, number as u8 + 1, host));
+        let (net, number) = (1 + number / NUMBERS, 1 + number % NUMBERS);
+        let ip = |host: u8| IpAddr::V4(Ipv4Addr::new(127, net as u8, number as u8, host));
         let dir = tempfile::Builder::new().prefix("pilot-model-").tempdir().expect("temporary directory");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).expect("mode");
         let subject = SocketAddr::new(ip(1), 4000);

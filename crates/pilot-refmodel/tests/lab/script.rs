@@ -43,6 +43,8 @@ pub struct Script<'a> {
     ports: Vec<u16>,
     /// Acknowledgements are counted from here.
     base: u32,
+    /// Times are counted from here.
+    began: Duration,
 }
 
 impl<'a> Script<'a> {
@@ -61,6 +63,7 @@ impl<'a> Script<'a> {
             read: BTreeMap::new(),
             ports: Vec::new(),
             base: 0,
+            began: Duration::ZERO,
         }
     }
 
@@ -187,7 +190,7 @@ impl<'a> Script<'a> {
     }
 
     fn push(&mut self, at: Duration, what: String, window: Option<u16>) {
-        self.lines.push(Line { ms: at.as_millis() as u64, window, what });
+        self.lines.push(Line { ms: at.saturating_sub(self.began).as_millis() as u64, window, what });
     }
 
     fn note(&mut self, at: Duration, seen: Seen) {
@@ -332,11 +335,12 @@ impl<'a> Script<'a> {
         self.lines.iter().rev().find_map(|l| l.window)
     }
 
-    /// Forgets all lines so far: for traffic whose amount depends on buffers of the operating system.
-    /// From now on acknowledgements are counted from this one.
+    /// Forgets all lines so far: for traffic whose amount depends on buffers of the operating system, and its length on the
+    /// machine. From now on acknowledgements are counted from this one, and times from now.
     pub fn forget_before(&mut self, ack: u32) {
         self.lines.clear();
         self.base = ack;
+        self.began = self.host.now();
     }
 
     pub fn address(&self, peer: PeerId) -> std::net::SocketAddr {

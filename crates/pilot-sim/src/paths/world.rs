@@ -140,6 +140,9 @@ impl World {
             let config = config(&mut rng);
             let mut engine = Engine::new(config, identities[n].clone(), n as NodeId + 1, base);
             engine.listen(PORT);
+            // They have met before, in a life of which they know nothing else.
+            let others = identities.iter().enumerate().filter(|(other, _)| *other != n);
+            engine.set_pins(others.map(|(other, id)| (other as NodeId + 1, *id.public_key())));
             let inside = inside(&sites[*site], n, 0);
             Host {
                 engine,

@@ -117,6 +117,10 @@ impl<'a> Reach<'a> {
             DialFault::Hidden(text) if self.trusted == Some(false) => {
                 Err(DialFault::Hidden(self.not_open().await.unwrap_or(text)))
             }
+            // With a tunnel from an earlier attempt the daemon does not ask the registry, and a private peer is silent.
+            fault @ DialFault::NoAnswer(_) if self.trusted == Some(false) => {
+                Err(self.not_open().await.map_or(fault, DialFault::Hidden))
+            }
             fault => Err(fault),
         }
     }

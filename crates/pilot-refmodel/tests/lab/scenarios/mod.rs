@@ -66,6 +66,12 @@ impl Scenario {
         self
     }
 
+    /// Lines that the daemon sends in some runs and in others not.
+    fn either(mut self, starts: &'static [&'static str]) -> Scenario {
+        self.tolerance.either = starts;
+        self
+    }
+
     fn window(mut self, slots: u16) -> Scenario {
         self.tolerance.window = slots;
         self
