@@ -22,10 +22,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(20);
 
 /// Rules of the kernel's packet filter on a [`MappingRouter`]: translation like a port-restricted NAT, and the
-/// chains miniupnpd adds to.
+/// chains miniupnpd adds to. What comes from outside for the router itself is dropped, as home routers do: an answer, even of
+/// ICMP, would make the kernel remember the sender and keep its frames from a port mapped later.
 const RULES: &str = "
 table inet filter {
     chain miniupnpd { }
+    chain input {
+        type filter hook input priority 0; policy accept;
+        iifname eth0 ct state new drop
+    }
     chain forward {
         type filter hook forward priority 0; policy drop;
         ct state established,related accept

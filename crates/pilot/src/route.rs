@@ -210,7 +210,7 @@ mod tests {
         let neighbour = [("192.168.1.5:4001", CandidateKind::Lan)];
         assert_eq!(chosen(&own, &neighbour), ["lan 192.168.1.5:4001"], "another node of this host");
         let alone = Own { alone: true, ..own };
-        assert_eq!(chosen(&alone, &[("127.0.0.1:7", CandidateKind::Reflexive)]), ["reflexive 127.0.0.1:7"]);
+        assert_eq!(chosen(&alone, &[("127.0.0.1:7", CandidateKind::Reflexive)]), ["lan 127.0.0.1:7"]);
     }
 
     #[test]

@@ -40,19 +40,30 @@ type Pair = fn(&Net) -> [Agent; 2];
 const OUTSIDE: &[&str] = &["reflexive", "learnt"];
 /// The same of a neighbour.
 const LAN: &[&str] = &["lan", "learnt"];
+/// Of one behind a symmetric NAT.
+const LEARNT: &[&str] = &["learnt"];
+/// At the port its router gave it.
+const MAPPED: &[&str] = &["mapped"];
+/// IPv6 addresses are mostly what they seem.
+const V6: &[&str] = &["public", "reflexive", "learnt"];
 const ANY: &[&str] = &["lan", "public", "reflexive", "mapped", "learnt", "predicted"];
 
 const PAIRS: &[(&str, Pair, Expected)] = &[
-    ("UPnP-IGD and symmetric", |net| sites(net, Site::Upnp, Site::Symmetric), Expected::Relay),
-    ("PCP and symmetric", |net| sites(net, Site::Pcp, Site::Symmetric), Expected::Relay),
-    ("NAT-PMP and symmetric", |net| sites(net, Site::NatPmp, Site::Symmetric), Expected::Relay),
-    ("IPv6 only, both", |net| sites(net, Site::V6Only, Site::V6Only), Expected::No),
-    ("IPv6 only and IPv4 only", |net| sites(net, Site::V6Only, Site::PortRestricted), Expected::No),
     (
-        "dual stack, both",
-        |net| sites(net, Site::DualStack, Site::DualStack),
-        Expected::Direct([OUTSIDE, OUTSIDE]),
+        "UPnP-IGD and symmetric",
+        |net| sites(net, Site::Upnp, Site::Symmetric),
+        Expected::Direct([LEARNT, MAPPED]),
     ),
+    ("PCP and symmetric", |net| sites(net, Site::Pcp, Site::Symmetric), Expected::Direct([LEARNT, MAPPED])),
+    (
+        "NAT-PMP and symmetric",
+        |net| sites(net, Site::NatPmp, Site::Symmetric),
+        Expected::Direct([LEARNT, MAPPED]),
+    ),
+    ("IPv6 only, both", |net| sites(net, Site::V6Only, Site::V6Only), Expected::Direct([V6, V6])),
+    ("IPv6 only and IPv4 only", |net| sites(net, Site::V6Only, Site::PortRestricted), Expected::Relay),
+    ("IPv6 only and dual stack", |net| sites(net, Site::V6Only, Site::DualStack), Expected::Direct([V6, V6])),
+    ("dual stack, both", |net| sites(net, Site::DualStack, Site::DualStack), Expected::Direct([V6, V6])),
     ("same LAN, NAT hairpins", |net| neighbours(net, Site::PortRestricted), Expected::Direct([ANY, ANY])),
     ("same LAN, NAT does not hairpin", |net| neighbours(net, Site::NoHairpin), Expected::Direct([LAN, LAN])),
     (
