@@ -130,7 +130,7 @@ mod tests {
     use pilot_daemon::config::keys;
 
     const FLAGS: &[Flag] = daemon_flags!();
-    const WITHOUT_KEY: [&str; 4] = ["local", "config", "no-encrypt", "pprof"];
+    const WITHOUT_KEY: [&str; 5] = ["local", "config", "no-encrypt", "no-port-mapping", "pprof"];
 
     #[test]
     fn every_key_has_a_flag_of_its_kind_and_every_flag_a_key() {
