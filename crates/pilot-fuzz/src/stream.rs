@@ -32,7 +32,7 @@ struct Rig {
 impl Rig {
     fn drain(&mut self) -> usize {
         let ready = self.ready;
-        let path = move |_: NodeId| PathInfo { max_payload: 1152, ready, relayed: false };
+        let path = move |_: NodeId| PathInfo { max_payload: 1152, ready, relayed: false, same_process: true };
         let mut out = Vec::new();
         let mut count = 0;
         while self.streams.poll_packet(self.now, &path, &mut out).is_some() {

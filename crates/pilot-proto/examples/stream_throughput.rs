@@ -27,7 +27,7 @@ fn carry(
     size: usize,
     buf: &mut Vec<Vec<u8>>,
 ) -> usize {
-    let info = PathInfo { max_payload: size, ready: true, relayed: false };
+    let info = PathInfo { max_payload: size, ready: true, relayed: false, same_process: true };
     let mut n = 0;
     while n < BATCH && n * size < BATCH_BYTES {
         if buf.len() == n {

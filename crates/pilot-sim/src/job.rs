@@ -106,9 +106,11 @@ impl World {
         self.jobs[job].receipted == self.jobs[job].plan.total
     }
 
-    /// A job that is not done.
-    pub(crate) fn undone(&self) -> Option<usize> {
-        self.jobs.iter().position(|job| job.receipted < job.plan.total)
+    /// A job that is not done. `all`: those with a reference node as well.
+    pub(crate) fn undone(&self, all: bool) -> Option<usize> {
+        let counts =
+            |plan: &JobPlan| all || !(self.plan.reference(plan.client) || self.plan.reference(plan.server));
+        self.jobs.iter().position(|job| counts(&job.plan) && job.receipted < job.plan.total)
     }
 }
 

@@ -289,6 +289,8 @@ impl Engine {
             for packet in salvaged {
                 self.send_now(now, node, &packet, None);
             }
+        }
+        if rekeyed || self.peers.get(&node).is_some_and(|peer| !peer.same_process() && !peer.is_ours(now)) {
             // The answer confirms the new session to both sides.
             self.send_watch_probe(now, node);
         }

@@ -205,6 +205,10 @@ impl Engine {
             }
             self.send_around(now, node, &frame, attempt);
         }
+        if self.peers.get(&node).is_some_and(|peer| !peer.same_process() && !peer.is_ours(now)) {
+            // Streams wait for the answer, and no other traffic may want one.
+            self.send_watch_probe(now, node);
+        }
         if ask_route {
             self.want_route(now, node);
         }

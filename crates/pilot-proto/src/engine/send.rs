@@ -307,9 +307,10 @@ impl Engine {
             if node == own {
                 let max_payload =
                     config.loopback_payload.clamp(SAFE_PAYLOAD, MAX_UDP - overhead(config, false));
-                return PathInfo { max_payload, ready: true, relayed: false };
+                return PathInfo { max_payload, ready: true, relayed: false, same_process: true };
             }
-            let no_path = PathInfo { max_payload: SAFE_PAYLOAD, ready: false, relayed: false };
+            let no_path =
+                PathInfo { max_payload: SAFE_PAYLOAD, ready: false, relayed: false, same_process: true };
             let Some(peer) = peers.get(&node) else { return no_path };
             let way = match (peer.path.choose(beacon.is_some(), config.relay_only), beacon) {
                 (Choice::Direct(to), _) => (to, false),
@@ -320,6 +321,7 @@ impl Engine {
                 max_payload: peer.mtu(config, way) - overhead(config, way.1),
                 ready: peer.linked(now) || !config.encrypt,
                 relayed: way.1,
+                same_process: peer.same_process() || peer.is_ours(now),
             }
         };
         match self.streams.poll_packet(now, &path, buf) {

@@ -610,6 +610,12 @@ impl Peer {
         upgraded.or(self.session.as_ref().map(|session| &session.peer_key)).copied()
     }
 
+    /// No session is in use under another tunnel key than that under which a frame of the peer opened last. Until one opens,
+    /// neither of the two keys is known to be its present one.
+    pub(super) fn same_process(&self) -> bool {
+        self.confirmed.is_none() || self.tunnel_key().is_none_or(|key| self.confirmed == Some(key))
+    }
+
     /// There is an upgraded session: the peer is one of our own nodes.
     pub(super) fn is_ours(&self, now: Instant) -> bool {
         self.upgrade.as_ref().is_some_and(|upgrade| upgrade.can_send(now))

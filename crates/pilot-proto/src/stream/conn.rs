@@ -444,9 +444,7 @@ impl Conn {
         if dead || self.probes > MAX_PROBES || self.closing.lingered(cx.now, cx.config) {
             return Some(self.give_up(cx, CloseReason::DeadPeer));
         }
-        if self.on_doubt_timer(cx.now) {
-            return Some(self.give_up(cx, CloseReason::PeerRestarted));
-        }
+        self.on_doubt_timer(cx.now);
         if let Some(rst) = self.on_close_timer(cx) {
             return Some(rst);
         }

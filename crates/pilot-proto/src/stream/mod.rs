@@ -125,6 +125,9 @@ pub struct PathInfo {
     pub ready: bool,
     /// Frames go through the relay.
     pub relayed: bool,
+    /// The peer's process is the one that its connections are with, as far as is known: it has not come back under another
+    /// tunnel key without a frame that opened yet.
+    pub same_process: bool,
 }
 
 /// Why a dial failed. Texts are those of spec 03 section 17.

@@ -4,7 +4,7 @@
 //! a restart from timers alone. We answer with RST, which every version honours, and say in its payload why.
 
 use super::CloseReason;
-use super::conn::{Conn, Context};
+use super::conn::{Conn, Context, State};
 use crate::tunnel::limits::Recent;
 use crate::wire::addr::Addr;
 use crate::wire::packet::{Header, Packet, flags, protocol};
@@ -16,7 +16,7 @@ const NO_CONNECTION: &[u8; 4] = b"PSNC";
 const RESET_EVERY: Duration = Duration::from_millis(100);
 /// Probes of a connection whose peer came back under another tunnel key.
 const PROBES: u32 = 4;
-/// Distance of the first two; it doubles from then on: 0, 0.2, 0.4, 0.8 s, and the verdict after 1.6 s.
+/// Distance of the first two; it doubles from then on: 0, 0.2, 0.4, 0.8 s, and the end after 1.6 s.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 
 /// An RST, and whether it answers a packet of no connection.
@@ -103,31 +103,54 @@ impl Doubt {
 }
 
 impl Conn {
-    /// Asks at once whether the peer still knows this connection.
-    pub(super) fn peer_rekeyed(&mut self, now: Instant) {
-        self.doubt = Doubt { rekeyed: true, asking: Some((1, now + FIRST_WAIT)) };
-        self.probe_due = true;
+    /// The peer came back under another tunnel key: asks at once whether it still knows this connection. The key of a
+    /// reference is its process's (spec 02 section 4): its connections are over, and not a packet may follow. Its next process
+    /// counts ports and numbers from the beginning, believes any acknowledgement, keeps data that is far ahead, and answers it
+    /// with a list of what no connection of ours has sent, which would be taken for data (spec 03 sections 4, 10.1 and 11.1).
+    pub(super) fn peer_rekeyed(&mut self, cx: &mut Context<'_>) {
+        match self.state {
+            State::SynSent | State::Closed => {}
+            State::Open if !self.reference() => {
+                self.doubt = Doubt { rekeyed: true, asking: Some((1, cx.now + FIRST_WAIT)) };
+                self.probe_due = true;
+            }
+            State::TimeWait if !self.reference() => {}
+            State::Open | State::TimeWait => {
+                let reason = self.in_order().unwrap_or(CloseReason::PeerRestarted);
+                self.end(cx, reason);
+                self.closing.fin_ack = None;
+                self.expire(cx.now);
+            }
+        }
     }
 
-    /// Repeats the question. True: a peer that always answers has not, so it has gone. One of our own answers with RST if
-    /// it does not know the connection, and silence means nothing.
-    pub(super) fn on_doubt_timer(&mut self, now: Instant) -> bool {
-        let Some((sent, _)) = self.doubt.asking.filter(|(_, at)| *at <= now) else { return false };
+    /// A connection that the peer's next process must see nothing of.
+    pub(super) fn of_one_process(&self) -> bool {
+        self.reference() && self.state != State::SynSent
+    }
+
+    /// Repeats the question. One of our own answers with RST if it does not know the connection, and silence means nothing.
+    pub(super) fn on_doubt_timer(&mut self, now: Instant) {
+        let Some((sent, _)) = self.doubt.asking.filter(|(_, at)| *at <= now) else { return };
         if sent >= PROBES {
             self.doubt.asking = None;
-            return self.reference();
+            return;
         }
         self.doubt.asking = Some((sent + 1, now + FIRST_WAIT * (1 << (sent - 1))));
         self.probe_due = true;
-        false
+    }
+
+    /// The end it has if the peer has closed and forgotten it: only the answer to our FIN was lost.
+    fn in_order(&self) -> Option<CloseReason> {
+        let nothing_expected = self.closing.wants_close() || self.closing.peer_done;
+        let over = nothing_expected && self.send.fin_was_sent() && self.send.all_acked();
+        over.then(|| self.closing.reason.unwrap_or(CloseReason::Closed))
     }
 
     /// Takes the word of the peer that it does not know this connection.
     pub(super) fn on_unknown(&mut self, cx: &mut Context<'_>) {
-        let nothing_expected = self.closing.wants_close() || self.closing.peer_done;
-        let reason = if nothing_expected && self.send.fin_was_sent() && self.send.all_acked() {
-            // It has closed and forgotten the connection; only its answer to our FIN was lost.
-            self.closing.reason.unwrap_or(CloseReason::Closed)
+        let reason = if let Some(reason) = self.in_order() {
+            reason
         } else if self.doubt.rekeyed {
             CloseReason::PeerRestarted
         } else if self.closing.peer_done && self.send.fin_was_sent() {

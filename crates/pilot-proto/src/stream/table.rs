@@ -577,14 +577,13 @@ impl Streams {
         self.doubts.pop_front()
     }
 
-    /// The peer came back under another tunnel key: its process may be another one. Asks it for each connection.
+    /// The peer came back under another tunnel key. One of our own may be the same process, and is asked for each connection;
+    /// those with a reference are over.
     pub fn peer_rekeyed(&mut self, now: Instant, node: NodeId) {
+        // Believed without a check of numbers, a late one would end what the new process has opened from the same port.
+        self.resets.retain(|reset| reset.to().node != node);
         for id in self.nodes_conns(node) {
-            self.with(now, id, |conn, cx| {
-                if conn.state == State::Open {
-                    conn.peer_rekeyed(cx.now);
-                }
-            });
+            self.with(now, id, |conn, cx| conn.peer_rekeyed(cx));
         }
     }
 
@@ -616,7 +615,8 @@ impl Streams {
         if !self.blocked.contains_key(&node) {
             return;
         }
-        if path(node).ready {
+        let info = path(node);
+        if info.ready && info.same_process {
             self.unblock(node);
         } else {
             self.blocked_nodes.push_back(node);
@@ -635,8 +635,8 @@ impl Streams {
     ) -> Option<PacketOut> {
         self.recheck_blocked(path);
         while let Some(reset) = self.resets.pop_front() {
-            let node = reset.to().node;
-            if path(node).ready && reset.emit(out) {
+            let (node, info) = (reset.to().node, path(reset.to().node));
+            if info.ready && info.same_process && reset.emit(out) {
                 return Some(PacketOut { node, asks: false });
             }
         }
@@ -647,7 +647,7 @@ impl Streams {
             };
             let node = conn.remote.node;
             let info = path(node);
-            if !info.ready {
+            if !info.ready || !info.same_process && conn.of_one_process() {
                 (conn.queued, conn.blocked, conn.turn) = (false, true, 0);
                 self.ready.pop_front();
                 let list = self.blocked.entry(node).or_default();

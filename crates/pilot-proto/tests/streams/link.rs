@@ -196,6 +196,7 @@ impl Net {
                         max_payload: self.conditions.max_payload,
                         ready: end.ready.get(),
                         relayed: false,
+                        same_process: true,
                     };
                     if end.streams.poll_packet(self.now, &|_| info, &mut out).is_none() {
                         break;

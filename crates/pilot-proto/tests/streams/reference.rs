@@ -63,7 +63,12 @@ fn initial_numbers_and_ports_are_random() {
         let now = std::time::Instant::now();
         streams.dial(now, crate::script::US, crate::script::PEER, 7).expect("dial");
         let mut out = Vec::new();
-        let path = |_| pilot_proto::stream::PathInfo { max_payload: 1152, ready: true, relayed: false };
+        let path = |_| pilot_proto::stream::PathInfo {
+            max_payload: 1152,
+            ready: true,
+            relayed: false,
+            same_process: true,
+        };
         streams.poll_packet(now, &path, &mut out).expect("SYN");
         let header = Pkt::parse(&out).header;
         (header.seq, header.src_port)
@@ -141,6 +146,56 @@ fn a_restarted_reference_does_not_continue_the_connection_of_its_earlier_life() 
     assert_eq!(s.streams.read(old).as_deref(), Some(&b"old"[..]));
     assert_eq!(s.streams.read(old), None);
     assert_eq!(s.streams.read(new).as_deref(), Some(&b"newer"[..]));
+}
+
+/// Its next process would take an acknowledgement, a byte or an RST of the old connection for the new one's.
+#[test]
+fn nothing_of_a_connection_follows_a_reference_into_its_next_process() {
+    let mut s = script();
+    let (idle, _) = s.open(0, 512);
+    s.peer_port += 1;
+    let (busy, iss) = s.open(0, 512);
+    s.send(ACK, 1, iss.wrapping_add(1), 512, b"unread");
+    assert_eq!(s.write(busy, b"lost on the way").len(), 1);
+    s.peer_port += 1;
+    let (closed, iss) = s.open(0, 512);
+    s.write(closed, b"all");
+    s.send(ACK, 1, iss.wrapping_add(4), 512, &[]);
+    s.streams.close(s.now, closed);
+    assert_eq!(flags_of(&s.drain()), [FIN]);
+
+    // There is a session with another process, of which nothing has opened yet.
+    s.same_process = false;
+    s.streams.path_changed(s.now, PEER.node);
+    s.streams.write(s.now, idle, bytes::Bytes::from_static(b"waits")).expect("writable");
+    assert_eq!(s.wait(SECOND), [], "nothing before it is known which process it is");
+    s.streams.dial(s.now, crate::script::US, PEER, 7).expect("dial");
+    assert_eq!(flags_of(&s.drain()), [SYN], "a new connection is for either process");
+
+    s.streams.peer_rekeyed(s.now, PEER.node);
+    s.same_process = true;
+    s.streams.path_changed(s.now, PEER.node);
+    let sent = s.wait(60 * SECOND);
+    assert!(sent.iter().all(|p| p.header.flags == SYN), "{sent:?}");
+    for (conn, reason) in [
+        (idle, CloseReason::PeerRestarted),
+        (busy, CloseReason::PeerRestarted),
+        (closed, CloseReason::Closed),
+    ] {
+        assert!(s.happened(&StreamEvent::Closed(conn, reason)), "{conn:?} {:?}", s.events);
+    }
+    assert_eq!(s.streams.read(busy).as_deref(), Some(&b"unread"[..]));
+}
+
+#[test]
+fn streams_go_on_when_a_reference_turns_out_to_be_the_same_process() {
+    let mut s = script();
+    let (conn, iss) = s.open(0, 512);
+    s.same_process = false;
+    assert_eq!(s.write(conn, b"waits"), []);
+    s.same_process = true;
+    let sent = s.drain();
+    assert_eq!((sent[0].header.seq, &sent[0].payload[..]), (iss.wrapping_add(1), &b"waits"[..]));
 }
 
 #[test]

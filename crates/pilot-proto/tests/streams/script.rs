@@ -48,13 +48,23 @@ pub struct Script {
     pub peer_port: u16,
     pub events: Vec<StreamEvent>,
     pub ready: bool,
+    /// See [`PathInfo::same_process`].
+    pub same_process: bool,
 }
 
 impl Script {
     pub fn new(config: Config) -> Script {
         let mut streams = Streams::new(config, [7; 32]);
         streams.listen(7);
-        Script { streams, now: Instant::now(), port: 7, peer_port: 50_000, events: Vec::new(), ready: true }
+        Script {
+            streams,
+            now: Instant::now(),
+            port: 7,
+            peer_port: 50_000,
+            events: Vec::new(),
+            ready: true,
+            same_process: true,
+        }
     }
 
     pub fn header(&self, bits: u8, seq: u32, ack: u32, window: u16) -> Header {
@@ -86,8 +96,8 @@ impl Script {
     pub fn drain(&mut self) -> Vec<Pkt> {
         let mut all = Vec::new();
         let mut out = Vec::new();
-        let ready = self.ready;
-        let path = move |_: NodeId| PathInfo { max_payload: 1152, ready, relayed: false };
+        let (ready, same_process) = (self.ready, self.same_process);
+        let path = move |_: NodeId| PathInfo { max_payload: 1152, ready, relayed: false, same_process };
         while self.streams.poll_packet(self.now, &path, &mut out).is_some() {
             all.push(Pkt::parse(&out));
             out.clear();
