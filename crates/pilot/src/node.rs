@@ -1,8 +1,10 @@
 //! The public face of a node.
 
+use crate::carrier::{self, Carrier, Target, Way};
 use crate::command::{Command, Control, Delivery, DialToken};
-use crate::config::{NodeConfig, StartError, split_host_port};
+use crate::config::{NodeConfig, StartError, Transport, split_host_port};
 use crate::driver::{Driver, Outlets};
+use crate::entrance::Entrance;
 use crate::insist::{SessionPin, SessionPins};
 use crate::listener::Listener;
 use crate::peers::Peers;
@@ -25,7 +27,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, broadcast, mpsc};
+use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio::time::timeout;
 
 /// Datagrams and events kept for a slow subscriber.
@@ -43,6 +45,8 @@ const START_PAUSES: [Duration; 4] =
     [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
 /// No new attempt after this, however long the attempts themselves took.
 const START_PATIENCE: Duration = Duration::from_secs(8);
+/// Wait for the WebSocket of a node that has nothing else.
+const FIRST_SOCKET: Duration = Duration::from_secs(20);
 /// Largest stream payload towards this host (bytes): a UDP datagram of 64 KiB less all headers.
 const LOOPBACK_PAYLOAD: usize = 61_440;
 /// Time the engine gets for the streams' goodbyes, and a little.
@@ -114,6 +118,8 @@ pub struct NodeStatus {
     pub handshake_pending: usize,
     /// Another machine runs this identity now; this node has stopped registering.
     pub superseded: bool,
+    /// `udp`, or `compat` while datagrams go over a WebSocket.
+    pub transport: &'static str,
     /// Registry answers heartbeats.
     pub registry_ok: bool,
     /// Everything that was to be kept could be written. If not, the warnings say what, why, and what to do.
@@ -152,8 +158,12 @@ impl Node {
         if let Some(endpoint) = &config.endpoint {
             split_host_port(endpoint).map_err(|e| StartError::Config(format!("endpoint: {e}")))?;
         }
+        let trust_of_registry = config.trust_of_registry();
         let registry =
-            Client::new(&config.registry, config.registry_tls.as_ref()).map_err(StartError::Config)?;
+            Client::with(&config.registry, trust_of_registry.as_ref(), &config.proxies, config.transport)
+                .map_err(StartError::Config)?;
+        let entrance = Entrance::load(&config);
+        Target::find(&config, registry.host(), None).map_err(StartError::Config)?;
         let (identity, rotation) = Node::identities(&config).map_err(StartError::Identity)?;
         let (peers, unread) = Peers::load(config.identity_path.as_deref());
         let (session_pins, unpinned) = SessionPins::load(config.identity_path.as_deref());
@@ -198,7 +208,11 @@ impl Node {
             events: events.clone(),
             session_pins: session_pins.clone(),
         };
-        let driver = Driver::new(engine, socket, asked, commands.downgrade(), outlets);
+        let (told, way) = watch::channel(Way::Udp);
+        let (driver_end, socket_end) = carrier::link();
+        let carrier = Carrier::new(socket, driver_end, config.transport, config.relay_only, told);
+        let driver = Driver::new(engine, carrier, asked, commands.downgrade(), outlets);
+        let proxies = config.proxies.clone();
         let shared = Arc::new(Shared::new(Parts {
             config,
             commands,
@@ -211,8 +225,11 @@ impl Node {
             identity,
             rotation,
             bound,
+            way,
+            entrance,
             instance,
         }));
+        shared.second_way();
         unread.into_iter().chain(unpinned).for_each(|warning| shared.warn(warning));
         if let Some(error) = taken {
             shared.warn(format!("{error}; this node has UDP port {} now", bound.port()));
@@ -220,6 +237,9 @@ impl Node {
         // From here on every way out stops the driver.
         let node = Node { shared: shared.clone(), _running: Arc::new(Running(shared.clone())) };
         tokio::spawn(driver.run());
+        if shared.config.transport != Transport::Udp {
+            shared.spawn(carrier::keep(socket_end, proxies, shared.clone()));
+        }
 
         let (connected, beacon) = tokio::join!(node.reach_registry(), node.discover(&mut questions));
         connected?;
@@ -233,12 +253,15 @@ impl Node {
         };
         shared.settle_rotation().await.map_err(refused)?;
         shared.register().await.map_err(refused)?;
+        shared.entrance.changed();
+        node.first_way().await?;
         shared.greet_recent_peers();
         tokio::join!(shared.announce(false), node.settle_beacon(beacon));
         if let Some(listener) = node.listen(crate::handshake::PORT).await {
             shared.spawn(shared.clone().serve_handshakes(listener));
         }
         shared.spawn(shared.clone().answer(questions));
+        shared.spawn(shared.clone().keep_way());
         shared.spawn(shared.clone().keep_registered());
         shared.spawn(shared.clone().keep_subscribed());
         shared.spawn(shared.clone().keep_polling());
@@ -264,6 +287,14 @@ impl Node {
         let identity = Arc::new(identity::load_or_create(&config.disk, path)?);
         let rotation = Rotation::load(&config.disk, path, &identity)?;
         Ok((identity, rotation))
+    }
+
+    /// With the WebSocket alone, the node has started when it is open.
+    async fn first_way(&self) -> Result<(), StartError> {
+        if self.shared.config.transport != Transport::Compat {
+            return Ok(());
+        }
+        self.shared.entrance.opened(FIRST_SOCKET).await.map_err(StartError::Unreachable)
     }
 
     async fn reach_registry(&self) -> Result<(), StartError> {
@@ -292,6 +323,9 @@ impl Node {
     /// Asks the first beacon that answers how it sees our socket. `None`: none is configured.
     async fn discover(&self, questions: &mut mpsc::Receiver<Control>) -> Option<SocketAddr> {
         let mut first = None;
+        if self.shared.config.transport == Transport::Compat {
+            return None;
+        }
         for name in &self.shared.config.beacons {
             let beacon = match resolve_host(name).await {
                 Ok(beacon) => beacon,
@@ -328,7 +362,8 @@ impl Node {
 
     /// Uses the registry's own beacon if none was configured.
     async fn settle_beacon(&self, configured: Option<SocketAddr>) {
-        if configured.is_some() || !self.shared.config.beacons.is_empty() {
+        let none = self.shared.config.transport == Transport::Compat;
+        if none || configured.is_some() || !self.shared.config.beacons.is_empty() {
             return;
         }
         let port = self.shared.registry.features().beacon_port.unwrap_or(BEACON_PORT);
@@ -382,6 +417,7 @@ impl Node {
             ports: engine.ports,
             handshake_pending,
             superseded: s.superseded,
+            transport: self.shared.transport(),
             registry_ok: s.registry_ok,
             disk_ok: troubles.is_empty(),
             warnings: s.warnings.iter().cloned().chain(troubles).collect(),

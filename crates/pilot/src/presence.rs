@@ -47,6 +47,10 @@ pub(crate) fn near(at: SocketAddr) -> bool {
 impl Shared {
     /// What to tell the registry as our endpoint (spec 04 section 6).
     fn listen_addr(&self) -> String {
+        if self.on_websocket() {
+            // Nothing listens (spec 04 section 17.1).
+            return "0.0.0.0:0".to_owned();
+        }
         if let Some(endpoint) = &self.config.endpoint {
             return endpoint.clone();
         }
@@ -61,7 +65,7 @@ impl Shared {
     pub(crate) fn lan_addrs(&self) -> Vec<String> {
         let host = self.registry.host();
         let here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        if here || self.config.relay_only {
+        if here || self.relays() {
             return Vec::new();
         }
         let port = self.bound.port();
@@ -85,7 +89,7 @@ impl Shared {
         if !lan.is_empty() {
             request["lan_addrs"] = lan.into();
         }
-        if self.config.relay_only {
+        if self.relays() {
             request["relay_only"] = true.into();
         }
         (request, listen)
@@ -104,6 +108,7 @@ impl Shared {
             .as_str()
             .and_then(|text| text.parse().ok())
             .ok_or_else(|| malformed("missing \"address\""))?;
+        self.learn_door(&answer);
         let features = Features::of(&answer, unix_now());
         let name = features.registry_id.clone().unwrap_or_else(|| self.registry.address().to_owned());
         let proof = features.signed_discover.then(|| DiscoverProof {
@@ -259,10 +264,14 @@ impl Shared {
 
     /// The beacon sees us at `at`; registers again if that is news.
     pub(crate) fn observed(&self, at: SocketAddr) {
+        if self.on_websocket() {
+            // Where the WebSocket comes from says nothing of UDP.
+            return;
+        }
         self.state(|s| s.observed = Some(at));
         let (registered, node) = self.state(|s| (s.registered.clone(), s.node));
         // Before the first registration the start waits for this; a fixed endpoint does not care.
-        let fixed = self.config.endpoint.is_some() || self.config.relay_only;
+        let fixed = self.config.endpoint.is_some() || self.relays();
         if node != 0 && !fixed && registered != self.listen_addr() {
             self.reregister.notify_one();
         }

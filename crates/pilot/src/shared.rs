@@ -1,8 +1,10 @@
 //! What the tasks of one node share.
 
+use crate::carrier::Way;
 use crate::command::{Command, Commands, EngineStatus};
 use crate::config::NodeConfig;
 use crate::directory::Directory;
+use crate::entrance::Entrance;
 use crate::insist::SessionPins;
 use crate::lock;
 use crate::node::{Datagram, NodeEvent};
@@ -70,6 +72,10 @@ pub(crate) struct Shared {
     pub(crate) instance: String,
     /// Where the UDP socket is bound.
     pub(crate) bound: SocketAddr,
+    /// What carries datagrams, as the driver says.
+    pub(crate) way: watch::Receiver<Way>,
+    /// Where nodes without UDP come in.
+    pub(crate) entrance: Entrance,
     /// Register again now.
     pub(crate) reregister: Notify,
     /// A registration was answered.
@@ -94,6 +100,8 @@ pub(crate) struct Parts {
     pub(crate) identity: Arc<Identity>,
     pub(crate) rotation: Option<Rotation>,
     pub(crate) bound: SocketAddr,
+    pub(crate) way: watch::Receiver<Way>,
+    pub(crate) entrance: Entrance,
     pub(crate) instance: String,
 }
 
@@ -111,6 +119,8 @@ impl Shared {
             identity,
             rotation,
             bound,
+            way,
+            entrance,
             instance,
         } = parts;
         let state = State {
@@ -146,6 +156,8 @@ impl Shared {
             started: Instant::now(),
             instance,
             bound,
+            way,
+            entrance,
             reregister: Notify::new(),
             registered: Notify::new(),
             stop: watch::Sender::new(false),
@@ -157,6 +169,16 @@ impl Shared {
     /// Reads or changes the state; `f` must be short.
     pub(crate) fn state<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
         f(&mut lock(&self.state))
+    }
+
+    /// Datagrams go over the WebSocket.
+    pub(crate) fn on_websocket(&self) -> bool {
+        *self.way.borrow() == Way::WebSocket
+    }
+
+    /// Others reach this node through the beacon alone.
+    pub(crate) fn relays(&self) -> bool {
+        self.config.relay_only || self.on_websocket()
     }
 
     pub(crate) fn node(&self) -> NodeId {
