@@ -27,7 +27,7 @@ fn a_new_home_starts_alone_with_a_local_rendezvous_that_outlives_the_daemon() {
             "  Address:  0:0000.0000.0001",
             "  Hostname: my-agent",
             "  Tags:     mcp, finance",
-            "  Network:  udp",
+            "  Network:  udp (auto)",
             &format!("  Socket:   {}", home.path().join("pilot.sock").display()),
             &format!("  Logs:     {}", home.file("pilot.log").display()),
         ]

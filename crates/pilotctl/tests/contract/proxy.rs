@@ -1,5 +1,7 @@
 //! `proxy show | set-credentials | clear`.
 
+#![allow(clippy::unwrap_used)]
+
 use crate::support::Home;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -38,7 +40,10 @@ fn credentials_are_kept_privately_shown_without_their_secret_and_forgotten() {
     let cleared = home.json(&["proxy", "clear", "proxy.example:3128"]).data();
     assert_eq!(cleared, serde_json::json!({"proxy": "proxy.example:3128", "cleared": true}));
     let error = home.json(&["proxy", "clear", "proxy.example:3128"]).error();
-    assert_eq!((&error["code"], &error["hint"]), (&"not_found".into(), &"list them with: pilotctl proxy show".into()));
+    assert_eq!(
+        (&error["code"], &error["hint"]),
+        (&"not_found".into(), &"list them with: pilotctl proxy show".into())
+    );
 }
 
 #[test]
