@@ -593,6 +593,16 @@ impl Engine {
         self.gate.public = public;
     }
 
+    /// Whether everything goes through the beacon from now on. Sessions and streams go on either way.
+    pub fn set_relay_only(&mut self, now: Instant, relay_only: bool) {
+        if std::mem::replace(&mut self.config.relay_only, relay_only) == relay_only {
+            return;
+        }
+        self.latest = self.latest.max(now);
+        let peers: Vec<NodeId> = self.peers.keys().copied().collect();
+        peers.into_iter().for_each(|node| self.touch(node));
+    }
+
     /// Local trust: gates of a private node, `tunnel.established` details.
     pub fn set_trusted(&mut self, node: NodeId, trusted: bool) {
         if trusted {

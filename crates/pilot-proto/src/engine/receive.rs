@@ -245,6 +245,8 @@ impl Engine {
         let mut moved = false;
         match origin {
             Origin::Direct(from) if !self.config.relay_only => {
+                // Who sends straight does not ask for the relay any more: it has its UDP back.
+                peer.path.relay_only &= !fresh;
                 let probing = peer.path.deadline(true);
                 moved = peer.path.direct_in(now, from, Arrival { fresh, probe, fallback });
                 touch |= moved || probing != peer.path.deadline(true);
