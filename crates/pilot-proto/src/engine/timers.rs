@@ -131,7 +131,13 @@ impl Engine {
             let Some(peer) = self.peers.get_mut(&node) else { return };
             let may_upgrade = peer.may_upgrade(now, connections, self.config.relay_only);
             match peer.path.tick(now, may_upgrade, fallback) {
-                Some(Tick::Check) => self.send_probes(now, node, false),
+                Some(Tick::Check { again }) => {
+                    self.send_probes(now, node, false);
+                    if again {
+                        self.refresh_beacons(now);
+                    }
+                }
+                Some(Tick::Lull) => self.refresh_beacons(now),
                 Some(Tick::Probe) => self.send_probes(now, node, true),
                 Some(Tick::Punch) => self.invite(now, node),
                 Some(Tick::Lost) => self.path_lost(now, node),

@@ -7,7 +7,7 @@
 //! works one way only cannot make traffic bounce.
 
 use super::candidates::{Book, Candidate, CandidateKind, MAX_CANDIDATES, MAX_LEARNT, Source};
-use super::liveness::{Check, QUIET, QUIET_WHILE_RELAYED};
+use super::liveness::{Check, Flow, QUIET, QUIET_WHILE_RELAYED};
 use super::race::{self, LOOK_EVERY, Race};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -61,14 +61,16 @@ pub struct Arrival {
 /// What a timer of the path asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tick {
-    /// Send a probe to the address in use.
-    Check,
+    /// Send a probe to the address in use. `again`: the last was not answered.
+    Check { again: bool },
     /// Send a probe to every address.
     Probe,
     /// Ask the peer, or the beacon, for simultaneous probes.
     Punch,
     /// The direct path was given up.
     Lost,
+    /// What came through the relay without pause breaks off.
+    Lull,
 }
 
 /// State of the way to one peer.
@@ -87,6 +89,7 @@ pub struct Path {
     last_direct_in: Option<Instant>,
     unreachable: u32,
     check: Option<Check>,
+    flow: Flow,
     race: Option<Race>,
     /// When the last race began.
     raced: Option<Instant>,
@@ -192,6 +195,9 @@ impl Path {
     pub fn direct_in(&mut self, now: Instant, from: SocketAddr, arrival: Arrival) -> bool {
         self.last_direct_in = Some(now);
         self.book.heard(now, from);
+        if !arrival.probe {
+            self.flow.heard(now);
+        }
         if self.proven && self.direct == Some(from) {
             // That its frames arrive says nothing of ours: once in doubt, an answered probe must tell. A peer that lost the path
             // goes on probing it.
@@ -229,6 +235,7 @@ impl Path {
 
     /// An authenticated frame came through the relay: the peer may be unable to use the direct path.
     pub fn relayed_in(&mut self, now: Instant) {
+        self.flow.heard(now);
         let silent = |t: Instant| now.saturating_duration_since(t) > QUIET_WHILE_RELAYED;
         if self.proven && self.sending_since.is_some_and(silent) {
             self.doubt(now);
@@ -340,14 +347,21 @@ impl Path {
         let check = self.check.map(|check| check.next);
         let race = self.race.map(|race| race.next);
         let again = self.next_try.filter(|_| active && !self.relay_only);
-        [check, race, again].into_iter().flatten().min()
+        [check, race, again, self.flow.next.filter(|_| active)].into_iter().flatten().min()
     }
 
     /// Runs the timers; again until it returns `None`. `fallback`: a relay exists to fall back on.
     pub fn tick(&mut self, now: Instant, active: bool, fallback: bool) -> Option<Tick> {
+        if active && self.flow.tick(now) {
+            if !self.proven {
+                return Some(Tick::Lull);
+            }
+            self.doubt(now);
+        }
         if let Some(check) = self.check.as_mut().filter(|check| check.next <= now) {
+            let again = check.sent();
             if check.probe(now) {
-                return Some(Tick::Check);
+                return Some(Tick::Check { again });
             }
             if !fallback {
                 self.alive();
