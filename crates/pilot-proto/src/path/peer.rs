@@ -61,8 +61,11 @@ pub struct Arrival {
 /// What a timer of the path asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tick {
-    /// Send a probe to the address in use. `again`: the last was not answered.
-    Check { again: bool },
+    /// Send a probe to the address in use.
+    Check {
+        /// The last one was not answered.
+        again: bool,
+    },
     /// Send a probe to every address.
     Probe,
     /// Ask the peer, or the beacon, for simultaneous probes.
