@@ -251,3 +251,62 @@ fn a_direct_path_in_use_is_quiet_when_nothing_is_sent() {
     let now = net.now;
     assert!(matches!(net.engine(1).poll_output(now, &mut buf), Output::Timeout(_)));
 }
+
+/// Peers of the node that has many.
+const MANY: NodeId = 100;
+
+/// Packets the node sent to peers, and to its beacon, and how often its timers ran, while it was left alone for so long.
+fn cost(net: &mut Net, time: std::time::Duration) -> (usize, usize, usize) {
+    net.log.clear();
+    let woken = net.hosts[&1].wakes;
+    net.run(time);
+    let sent = |to_beacon: bool| {
+        let own = net.log.iter().filter(|s| s.from == addr_of(1));
+        own.filter(|s| (s.to == beacon_addr()) == to_beacon).count()
+    };
+    (sent(false), sent(true), (net.hosts[&1].wakes - woken) as usize)
+}
+
+#[test]
+fn a_hundred_idle_peers_cost_what_keeps_their_nat_mappings_and_later_nothing() {
+    let mut net = Net::new();
+    for id in 1..=MANY + 1 {
+        net.add(id, config(id as u8));
+    }
+    let mut net = net.with_beacon();
+    let now = net.now;
+    for id in 2..=MANY + 1 {
+        for (id, other) in [(1, id), (id, 1)] {
+            let key = *identity(other as u8).public_key();
+            net.engine(id).set_peer_key(now, other, Some(key));
+            net.engine(id).set_local_candidates(now, vec![Candidate::new(addr_of(id), CandidateKind::Lan)]);
+        }
+        net.engine(id).listen(80);
+    }
+    let conns: Vec<_> =
+        (2..=MANY + 1).map(|id| net.engine(1).dial(now, Addr::backbone(id), 80).unwrap()).collect();
+    net.run(60 * SECOND);
+    for id in 2..=MANY + 1 {
+        assert_eq!(path(&mut net, 1, id), "direct");
+    }
+    let (peers, beacon, woken) = cost(&mut net, 60 * SECOND);
+    println!(
+        "100 peers with an idle stream each, a minute: {peers} packets to them, {beacon} to the beacon, {woken} timers"
+    );
+    // A keepalive of 25 s from each side and its answer, and one look for something better a minute.
+    assert!((1..=10 * MANY as usize).contains(&peers), "{peers}");
+    assert!(beacon <= 6, "{beacon}");
+    assert!(woken <= 10 * MANY as usize, "{woken}");
+
+    let now = net.now;
+    conns.into_iter().for_each(|conn| net.engine(1).close(now, conn));
+    net.run(150 * SECOND);
+    let (peers, beacon, woken) = cost(&mut net, 60 * SECOND);
+    println!(
+        "100 peers without streams, a minute: {peers} packets to them, {beacon} to the beacon, {woken} timers"
+    );
+    assert_eq!(peers, 0);
+    assert!(beacon <= 6 && woken <= 20, "{beacon} {woken}");
+    net.run(300 * SECOND);
+    assert_eq!(net.engine(1).peers().len(), 0, "a peer that nobody uses is forgotten");
+}

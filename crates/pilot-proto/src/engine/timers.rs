@@ -157,7 +157,7 @@ impl Engine {
         if peer.hush_due(connections).is_none_or(|at| at > now) {
             return;
         }
-        peer.hushed = Some(peer.last_in);
+        peer.hush();
         let due = self.hushed.is_none_or(|at| now.saturating_duration_since(at) >= HUSH_EVERY);
         if due && peer.linked(now) {
             self.hushed = Some(now);

@@ -63,7 +63,7 @@ pub struct Arrival {
 pub enum Tick {
     /// Send a probe to the address in use.
     Check {
-        /// The last was not answered.
+        /// The last one was not answered.
         again: bool,
     },
     /// Send a probe to every address.

@@ -228,6 +228,14 @@ impl Agent {
         }
     }
 
+    /// Stops the daemon where it stands, as a machine that goes to sleep does, or lets it go on.
+    pub fn freeze(&self, frozen: bool) {
+        let id = self.daemon.as_ref().expect("it runs").id();
+        let pid = rustix::process::Pid::from_raw(id.cast_signed()).expect("a process has a number");
+        let signal = if frozen { rustix::process::Signal::STOP } else { rustix::process::Signal::CONT };
+        rustix::process::kill_process(pid, signal).expect("the daemon runs");
+    }
+
     /// Takes from a stopped daemon what it remembers of its peers beside trust, which it would greet at its next start.
     pub fn forget_peers(&self) {
         let forgotten = fs::remove_file(self.home.join("peers.json"));

@@ -178,6 +178,39 @@ fn a_stream_survives_a_new_address_of_the_host() {
 }
 
 #[test]
+fn a_stream_survives_that_the_receiver_sleeps() {
+    let _alone = alone();
+    on(HOMES, Net::new(79), async |pair| sleep(pair, 1, "the receiver wakes up").await);
+}
+
+#[test]
+fn a_stream_survives_that_the_sender_sleeps() {
+    let _alone = alone();
+    on(HOMES, Net::new(80), async |pair| sleep(pair, 0, "the sender wakes up").await);
+}
+
+/// Long enough to be noticed as sleep.
+const SLEEP: Duration = Duration::from_secs(12);
+
+async fn sleep(pair: Pair, side: usize, event: &str) {
+    pair.until("before", Way::direct).await;
+    pair.steady("before").await;
+    pair.agents[side].freeze(true);
+    tokio::time::sleep(SLEEP).await;
+    // What it had mapped is forgotten by then.
+    pair.agents[side].place.router.as_ref().expect("a router").forget_mappings();
+    pair.agents[side].freeze(false);
+    let at = Instant::now();
+    // More than waits in the socket's buffer of a daemon that was away.
+    pair.flow.carries(8 * STEADY, LIMIT).await.unwrap_or_else(|e| panic!("after {event}: {e}"));
+    let stall = pair.flow.silence_from(at);
+    println!("{event}: nothing arrived for {} ms", stall.as_millis());
+    assert!(stall < STALL, "{stall:?}");
+    pair.until("afterwards", Way::direct).await;
+    pair.end().await;
+}
+
+#[test]
 fn a_stream_survives_the_registry() {
     let _alone = alone();
     on(HOMES, Net::apart(75), async |mut pair| {
