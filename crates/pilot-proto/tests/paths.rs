@@ -7,6 +7,7 @@ mod support;
 
 use pilot_proto::engine::{Config, Output};
 use pilot_proto::path::{Candidate, CandidateKind};
+use pilot_proto::stream::StreamEvent;
 use pilot_proto::wire::addr::Addr;
 use pilot_proto::{NodeId, engine::Event};
 use support::{Net, SECOND, addr_of, beacon_addr, config, identity, ms, plain};
@@ -250,6 +251,61 @@ fn a_direct_path_in_use_is_quiet_when_nothing_is_sent() {
     let mut buf = Vec::new();
     let now = net.now;
     assert!(matches!(net.engine(1).poll_output(now, &mut buf), Output::Timeout(_)));
+}
+
+/// A laptop is closed for ten minutes in the middle of a transfer, whichever side it is.
+#[test]
+fn streams_outlive_ten_minutes_of_sleep_and_go_on_within_three_seconds() {
+    let write = |net: &mut Net, conn, n: usize| {
+        let now = net.clock(1);
+        assert_eq!(net.engine(1).write(now, conn, bytes::Bytes::from(vec![7; n])), Ok(bytes::Bytes::new()));
+    };
+    let read = |net: &mut Net, conn| {
+        let bytes = std::iter::from_fn(|| net.engine(2).read(conn)).map(|bytes| bytes.len()).sum::<usize>();
+        let now = net.clock(2);
+        net.engine(2).consumed(now, conn, bytes);
+        bytes
+    };
+    for (sleeper, stands_still, relayed, busy) in
+        (0..16).map(|n: u8| (1 + NodeId::from(n & 1), n & 2 > 0, n & 4 > 0, n & 8 > 0))
+    {
+        let case = format!(
+            "node {sleeper} sleeps, its clock stands still: {stands_still}, relayed: {relayed}, busy: {busy}"
+        );
+        let relay = |n| pilot_proto::engine::Config { relay_only: relayed, ..config(n) };
+        let mut net = strangers(relay(1), relay(2));
+        net.engine(2).listen(80);
+        let now = net.now;
+        let a = net.engine(1).dial(now, Addr::backbone(2), 80).unwrap();
+        net.run(5 * SECOND);
+        let b = net.take_events(2).into_iter().find_map(|event| match event {
+            Event::Stream(StreamEvent::Incoming { conn, .. }) => Some(conn),
+            _ => None,
+        });
+        let b = b.expect("accepted");
+        write(&mut net, a, 100_000);
+        net.run(5 * SECOND);
+        assert_eq!(read(&mut net, b), 100_000);
+        if busy {
+            // Half of it is under way when the lid closes.
+            write(&mut net, a, 1_000_000);
+            net.run(ms(60));
+        }
+        let before = read(&mut net, b);
+        net.suspend(sleeper, 600 * SECOND, stands_still);
+        let end = net.now;
+        write(&mut net, a, 1_000);
+        let wanted = if busy { 1_001_000 } else { 1_000 };
+        let (mut got, mut first) = (before, None);
+        while got < wanted && net.now - end < 60 * SECOND {
+            net.run(ms(10));
+            got += read(&mut net, b);
+            first = first.or((got > before).then(|| net.now - end));
+        }
+        println!("{case}: {got} bytes, the first after {first:?}, the last after {:?}", net.now - end);
+        assert_eq!(got, wanted, "{case}");
+        assert!(first.is_some_and(|first| first < 3 * SECOND), "{case}: {first:?}");
+    }
 }
 
 /// Peers of the node that has many.

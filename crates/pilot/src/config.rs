@@ -80,6 +80,8 @@ pub struct NodeConfig {
     pub keepalive: Duration,
     /// Silence after which a stream is closed.
     pub idle_timeout: Duration,
+    /// Silence of a node of our own kind that its streams outlive, because its machine may be asleep (RFC 5482's user timeout).
+    pub user_timeout: Duration,
     /// Most connections per listening port.
     pub max_conns_per_port: usize,
     /// Most connections in total.
@@ -118,6 +120,7 @@ impl Default for NodeConfig {
             strict_dataplane_trust: false,
             keepalive: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(120),
+            user_timeout: Duration::from_secs(900),
             max_conns_per_port: 1024,
             max_conns_total: 65_536,
             syn_rate_limit: 100,

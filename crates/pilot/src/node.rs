@@ -214,6 +214,7 @@ impl Node {
                 loopback_payload: LOOPBACK_PAYLOAD,
                 idle_timeout: config.idle_timeout,
                 keepalive: config.keepalive,
+                user_timeout: config.user_timeout,
                 max_conns_per_port: config.max_conns_per_port,
                 max_conns_total: config.max_conns_total,
                 syn_rate_limit: config.syn_rate_limit,

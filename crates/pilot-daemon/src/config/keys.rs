@@ -130,6 +130,7 @@ pub const KEYS: &[Key] = &[
     key("tls_trust", TRUST),
     key("transport", Kind::OneOf(&["udp", "compat", "auto"])),
     key("trust_auto_approve", Kind::Bool),
+    key("user_timeout", Kind::Duration),
     key("webhook", Kind::Url(&["http", "https"])),
     absent("webhook_secret", Kind::Text),
 ];

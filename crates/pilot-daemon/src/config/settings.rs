@@ -41,6 +41,7 @@ const MAX_TAG_LEN: usize = 32;
 const DEFAULT_LISTEN: &str = ":0";
 const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(60);
 const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+const DEFAULT_USER_TIMEOUT: Duration = Duration::from_secs(900);
 const DEFAULT_CONNS_PER_PORT: usize = 1024;
 const DEFAULT_CONNS_TOTAL: usize = 65_536;
 const DEFAULT_SYN_RATE: u32 = 100;
@@ -390,6 +391,9 @@ impl<'a> Settings<'a> {
                 strict_dataplane_trust: self.on("strict_dataplane_trust", false)?,
                 keepalive: self.duration("keepalive", DEFAULT_KEEPALIVE)?,
                 idle_timeout: self.duration("idle_timeout", DEFAULT_IDLE_TIMEOUT)?,
+                // Who said how long silence may last meant all of it.
+                user_timeout: self
+                    .duration("user_timeout", self.duration("idle_timeout", DEFAULT_USER_TIMEOUT)?)?,
                 max_conns_per_port: self.number("max_conns_per_port", DEFAULT_CONNS_PER_PORT)?,
                 max_conns_total: self.number("max_conns_total", DEFAULT_CONNS_TOTAL)?,
                 syn_rate_limit: self.number("syn_rate_limit", DEFAULT_SYN_RATE)?,
@@ -471,6 +475,20 @@ mod tests {
         assert!(config.node.encrypt && !config.node.public);
         assert_eq!(config.node.keepalive, Duration::from_secs(60));
         assert_eq!(config.node.idle_timeout, Duration::from_secs(120));
+        assert_eq!(config.node.user_timeout, Duration::from_secs(900));
+    }
+
+    #[test]
+    fn an_idle_timeout_that_was_set_holds_for_sleeping_peers_too_unless_theirs_is_set() {
+        for (keys, wanted) in [
+            (json!({"idle_timeout": "30s"}), 30),
+            (json!({"idle_timeout": "30s", "user_timeout": "1h"}), 3600),
+            (json!({"user_timeout": "0s"}), 0),
+        ] {
+            let (env, file) = (env(&[]), file(keys));
+            let config = Settings::new(BTreeMap::new(), &env, &file).daemon("r:1", None).unwrap();
+            assert_eq!(config.node.user_timeout, Duration::from_secs(wanted));
+        }
     }
 
     #[test]

@@ -96,6 +96,8 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// Keepalive interval of streams.
     pub keepalive: Duration,
+    /// Silence of one of our own nodes that its streams outlive (default 15 min).
+    pub user_timeout: Duration,
     /// Connections per port (default 1,024).
     pub max_conns_per_port: usize,
     /// Connections in total (default 65,536).
@@ -313,6 +315,7 @@ fn stream_config(config: &Config) -> stream::Config {
     stream::Config {
         idle_timeout: config.idle_timeout,
         keepalive: config.keepalive,
+        user_timeout: config.user_timeout,
         max_conns_per_port: config.max_conns_per_port,
         max_conns_total: config.max_conns_total,
         syn_rate_limit: config.syn_rate_limit,

@@ -331,9 +331,6 @@ impl Sender {
         self.tlp_at = None;
         let Some(head) = self.segs.front() else { return false };
         self.timeouts += 1;
-        if self.timeouts >= MAX_TIMEOUTS {
-            return true;
-        }
         let flight = self.in_flight;
         if head.sacked {
             self.unmark_all();
@@ -353,7 +350,7 @@ impl Sender {
         // Up to a quarter of the timeout at random, so that connections do not stay in step (spec 03 section
         // 13). The timer starts when the segment really leaves: a path that is not ready costs no attempt.
         self.rto_extra = (self.backed_off_rto() / 4).mul_f64(f64::from(jitter) / f64::from(u32::MAX));
-        false
+        self.timeouts >= MAX_TIMEOUTS
     }
 
     /// The way to the peer changed or came back: try again at once.

@@ -36,6 +36,7 @@ macro_rules! daemon_flags {
             Flag::switch("strict-dataplane-trust", "ignore key exchanges and pings of untrusted nodes"),
             Flag::value("keepalive", "D", "heartbeat interval (60s)"),
             Flag::value("idle-timeout", "D", "silence that ends a stream (120s)"),
+            Flag::value("user-timeout", "D", "silence of a node like this that streams outlive: it may sleep (15m)"),
             Flag::value("max-conns-per-port", "N", "connections per listening port (1024)"),
             Flag::value("max-conns-total", "N", "connections in total (65536)"),
             Flag::value("syn-rate-limit", "N", "connection attempts per second from all peers (100)"),
