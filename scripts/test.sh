@@ -22,6 +22,9 @@ step() { printf '\n== %s (%s s so far)\n' "$*" "$SECONDS"; }
 [ "$(id -u)" = 0 ] || fail "needs root: the laboratories are network namespaces, and the static demo runs in a chroot"
 command -v cargo >/dev/null || fail "needs a Rust toolchain (cargo): https://rustup.rs"
 
+# What is built once is not built again: nothing to keep for the next time, and gigabytes of it.
+export CARGO_INCREMENTAL=0
+
 step "prerequisites"
 missing=()
 command -v cc >/dev/null || missing+=(build-essential)
