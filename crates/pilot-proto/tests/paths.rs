@@ -253,6 +253,43 @@ fn a_direct_path_in_use_is_quiet_when_nothing_is_sent() {
     assert!(matches!(net.engine(1).poll_output(now, &mut buf), Output::Timeout(_)));
 }
 
+/// Both nodes are behind NATs that forget what was silent for twelve seconds.
+#[test]
+fn a_path_that_nats_forget_early_is_lost_at_first_and_then_kept_open() {
+    let mut net = strangers(config(1), config(2));
+    net.engine(2).listen(80);
+    let now = net.now;
+    let conn = net.engine(1).dial(now, Addr::backbone(2), 80).unwrap();
+    let mut left = std::collections::BTreeMap::new();
+    net.filter = Box::new(move |sent| {
+        if sent.to == beacon_addr() || sent.from == beacon_addr() {
+            return true;
+        }
+        left.insert(sent.from, sent.at);
+        left.get(&sent.to).is_some_and(|at| sent.at - *at < 12 * SECOND)
+    });
+    net.run(10 * SECOND);
+    assert!(both(&mut net, "direct"));
+    let mut relayed = Vec::new();
+    for round in 0..20 {
+        // An application that says something now and then, fifteen seconds after a keepalive of 25 s each.
+        let now = net.now;
+        net.engine(1).write(now, conn, bytes::Bytes::from_static(b"tick")).unwrap();
+        for _ in 0..650 {
+            net.run(ms(100));
+            let away = [path(&mut net, 1, 2), path(&mut net, 2, 1)].iter().any(|path| *path != "direct");
+            relayed.extend(away.then_some(round));
+        }
+    }
+    println!(
+        "relayed, tenths of a second: {} in rounds {:?}",
+        relayed.len(),
+        relayed.iter().collect::<std::collections::BTreeSet<_>>()
+    );
+    assert!(!relayed.is_empty(), "they do forget");
+    assert!(relayed.iter().all(|round| *round < 10), "{relayed:?}");
+}
+
 /// A laptop is closed for ten minutes in the middle of a transfer, whichever side it is.
 #[test]
 fn streams_outlive_ten_minutes_of_sleep_and_go_on_within_three_seconds() {

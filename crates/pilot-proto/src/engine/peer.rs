@@ -16,8 +16,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Silence after which a keepalive is sent to a peer in use.
-pub(super) const KEEPALIVE: Duration = Duration::from_secs(25);
+/// Silence after which a keepalive is sent to a peer in use, unless its direct path wants it sooner.
+const KEEPALIVE: Duration = Duration::from_secs(25);
 /// Time without application traffic after which a peer without connections counts as idle.
 pub(super) const IDLE: Duration = Duration::from_secs(120);
 /// Time without any traffic after which a peer without connections is removed.
@@ -230,7 +230,7 @@ impl Peer {
             at_most(at);
         }
         if active && self.linked(now) {
-            at_most(self.last_out + KEEPALIVE);
+            at_most(self.keepalive_due());
             at_most(self.watch_due());
         }
         // With connections the peer stays; look again later, because their end is not announced.
@@ -260,6 +260,10 @@ impl Peer {
     }
 
     /// When the watchdog wants to look at this peer, if it is in use.
+    pub(super) fn keepalive_due(&self) -> Instant {
+        self.last_out + self.path.keepalive().unwrap_or(KEEPALIVE)
+    }
+
     pub(super) fn watch_due(&self) -> Instant {
         let silent = self.last_in + WATCH;
         if self.watch_probes == 0 {

@@ -1,9 +1,7 @@
 //! Deadlines: one per peer, kept in order, plus the beacon, the key lookups and the streams.
 
 use super::handshake::LOOKUP_TIMEOUT;
-use super::peer::{
-    GIVE_UP_RESET_EVERY, HUSH_EVERY, KEEPALIVE, Peer, REAP, RouteState, WATCH_EVERY, WATCH_PROBES,
-};
+use super::peer::{GIVE_UP_RESET_EVERY, HUSH_EVERY, Peer, REAP, RouteState, WATCH_EVERY, WATCH_PROBES};
 use super::{Engine, Event};
 use crate::NodeId;
 use crate::path::Tick;
@@ -170,7 +168,7 @@ impl Engine {
         if !peer.linked(now) || !peer.active(now, connections) {
             return;
         }
-        if now >= peer.last_out + KEEPALIVE {
+        if now >= peer.keepalive_due() {
             // Also when nothing can be sent: the next try is due in 25 s, not at once.
             peer.last_out = now;
             self.send_keepalive(now, node, None);

@@ -7,6 +7,7 @@
 //! works one way only cannot make traffic bounce.
 
 use super::candidates::{Book, Candidate, CandidateKind, MAX_CANDIDATES, MAX_LEARNT, Source};
+use super::keepalive::Keepalive;
 use super::liveness::{Check, Flow, QUIET, QUIET_WHILE_RELAYED};
 use super::race::{self, LOOK_EVERY, Race};
 use std::net::SocketAddr;
@@ -93,6 +94,7 @@ pub struct Path {
     unreachable: u32,
     check: Option<Check>,
     flow: Flow,
+    keepalive: Keepalive,
     race: Option<Race>,
     /// When the last race began.
     raced: Option<Instant>,
@@ -207,6 +209,7 @@ impl Path {
             if !arrival.probe {
                 self.sending_since = None;
                 self.unreachable = 0;
+                self.keepalive.heard(now);
             }
             return false;
         }
@@ -248,6 +251,7 @@ impl Path {
     /// A frame is being sent on the direct path. True: the path has been silent for too long and a timer was set.
     pub fn sent_directly(&mut self, now: Instant) -> bool {
         let since = *self.sending_since.get_or_insert(now);
+        self.keepalive.sent(now);
         if self.proven && self.check.is_none() && now.saturating_duration_since(since) > QUIET {
             self.doubt(now);
             return true;
@@ -260,6 +264,7 @@ impl Path {
         let Some(addr) = self.book.answered(now, token, straight) else { return false };
         if self.proven && self.direct == Some(addr) {
             self.alive();
+            self.keepalive.heard(now);
             // One that was faster has answered already.
             let Some(faster) = self.faster() else { return false };
             self.prove(now, faster);
@@ -332,7 +337,12 @@ impl Path {
     pub fn reset(&mut self) {
         let relay_only = self.relay_only;
         let book = std::mem::take(&mut self.book);
-        *self = Path { relay_only, book, direct: self.direct, ..Path::default() };
+        *self = Path { relay_only, book, direct: self.direct, keepalive: self.keepalive, ..Path::default() };
+    }
+
+    /// Silence after which the direct path wants a keepalive (5 to 25 s), if it is the way in use.
+    pub fn keepalive(&self) -> Option<Duration> {
+        self.proven.then(|| self.keepalive.every())
     }
 
     /// Nothing came straight from the peer for longer than `quiet`.
@@ -420,6 +430,7 @@ impl Path {
     pub fn changed(&mut self, now: Instant) {
         self.failures = 0;
         self.raced = None;
+        self.keepalive = Keepalive::default();
         self.race(now);
         self.doubt(now);
         if !self.proven {
@@ -461,6 +472,7 @@ impl Path {
         self.proven = false;
         self.failed = true;
         self.alive();
+        self.keepalive.lost();
         // A token answered from now on must belong to a probe sent from now on.
         self.book.forget_probes();
         self.raced = None;
