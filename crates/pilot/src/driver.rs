@@ -3,7 +3,7 @@
 //! Nothing on a packet's way takes a lock or allocates per packet: datagrams are received in batches into fixed
 //! buffers, opened in place, and sent from one transmit buffer. Everybody else talks to this task by messages.
 
-use crate::command::{Command, Control, Delivery, DialToken, EngineStatus};
+use crate::command::{Command, Control, Delivery, DialToken, EngineStatus, NatStatus};
 use crate::insist::SessionPins;
 use crate::listener::{BACKLOG, Incoming};
 use crate::node::{Datagram, NodeEvent};
@@ -354,7 +354,8 @@ impl Driver {
             Command::Local(candidates) => self.engine.set_local_candidates(now, candidates),
             Command::NetworkChanged => self.engine.network_changed(now),
             Command::Beacons(beacons) => self.engine.set_beacons(now, &beacons),
-            Command::Beacon(beacon) => self.engine.set_beacon(now, beacon),
+            Command::BeaconStatus(reply) => drop(reply.send(self.engine.beacons())),
+            Command::NatProbes(probes) => self.engine.set_nat_probes(now, &probes),
             Command::DiscoverProof(proof) => self.engine.set_discover_proof(now, proof),
             Command::Public(public) => self.engine.set_public(public),
             Command::Trusted(node, trusted) => self.engine.set_trusted(node, trusted),
@@ -369,7 +370,11 @@ impl Driver {
             Command::Status(reply) => {
                 let mut counters = self.engine.counters();
                 counters.accept_queue_drops += self.accept_queue_drops;
+                let (keeps_port, kept, lost) = self.engine.nat_habits();
+                let nat = NatStatus { class: self.engine.nat(), keeps_port, kept, lost };
                 let _ = reply.send(EngineStatus {
+                    beacons: self.engine.beacons(),
+                    nat,
                     peers: self.engine.peers(),
                     connections: self.engine.connections(),
                     counters,

@@ -11,6 +11,7 @@
 //! the other tasks talk to it by messages. Registry, trust and heartbeats run beside it and never delay a packet.
 #![deny(unsafe_code)]
 
+mod beacons;
 mod command;
 mod config;
 mod directory;
@@ -43,7 +44,8 @@ mod stream;
 mod trust;
 mod watch;
 
-pub use command::Delivery;
+pub use beacons::{Beacon, BeaconSource};
+pub use command::{Delivery, NatStatus};
 pub use config::{NodeConfig, RegistryTls, StartError};
 pub use insist::SessionPin;
 pub use listener::Listener;

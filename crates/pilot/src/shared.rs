@@ -1,5 +1,6 @@
 //! What the tasks of one node share.
 
+use crate::beacons::Beacons;
 use crate::command::{Command, Commands, EngineStatus};
 use crate::config::NodeConfig;
 use crate::directory::Directory;
@@ -67,6 +68,7 @@ pub(crate) struct Shared {
     pub(crate) config: NodeConfig,
     pub(crate) commands: Commands,
     pub(crate) registry: Client,
+    pub(crate) beacons: Beacons,
     pub(crate) directory: Directory,
     pub(crate) trust: TrustState,
     pub(crate) peers: Peers,
@@ -101,6 +103,7 @@ pub(crate) struct Parts {
     pub(crate) config: NodeConfig,
     pub(crate) commands: Commands,
     pub(crate) registry: Client,
+    pub(crate) beacons: Beacons,
     pub(crate) trust: TrustState,
     pub(crate) peers: Peers,
     pub(crate) session_pins: Arc<SessionPins>,
@@ -118,6 +121,7 @@ impl Shared {
             config,
             commands,
             registry,
+            beacons,
             trust,
             peers,
             session_pins,
@@ -143,7 +147,7 @@ impl Shared {
             interfaces: Vec::new(),
             registered: String::new(),
             published: Vec::new(),
-            beacon: config.beacons.first().cloned().unwrap_or_default(),
+            beacon: config.beacons.join(","),
             networks: Vec::new(),
             superseded: false,
             registry_ok: false,
@@ -154,6 +158,7 @@ impl Shared {
             config,
             commands,
             registry,
+            beacons,
             directory: Directory::default(),
             trust,
             peers,

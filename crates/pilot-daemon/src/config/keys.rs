@@ -73,7 +73,7 @@ const TRUST: Kind = Kind::OneOf(&["pinned", "system"]);
 pub const KEYS: &[Key] = &[
     key("admin_token", Kind::Text),
     key("advertise_endpoint", Kind::HostPorts),
-    key("beacon", Kind::HostPort),
+    key("beacon", Kind::HostPorts),
     absent("beacon_rtt_probe", Kind::Bool),
     absent("compat_beacon", Kind::Url(&["wss"])),
     key("dataexchange_b64", Kind::Bool),
