@@ -28,6 +28,7 @@ mod keeping;
 mod listener;
 mod local;
 mod mapping;
+pub mod netcheck;
 mod node;
 mod offline;
 mod peers;

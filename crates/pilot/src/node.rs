@@ -123,6 +123,8 @@ pub struct NodeStatus {
     pub registry_error: String,
     /// How the router maps a port to this node: `pcp`, `nat-pmp`, `upnp`, `none`, or `off`.
     pub port_mapping: &'static str,
+    /// That port, from outside.
+    pub mapped: Option<std::net::SocketAddr>,
     /// Everything that was to be kept could be written. If not, the warnings say what, why, and what to do.
     pub disk_ok: bool,
     /// Problems a user should know (a refused hostname, changed keys, a full disk), bounded.
@@ -373,6 +375,7 @@ impl Node {
                 None if config.port_mapping => "none",
                 None => "off",
             },
+            mapped: s.mapping.map(|(_, at)| at),
             disk_ok: troubles.is_empty(),
             warnings: s.warnings.iter().cloned().chain(troubles).collect(),
         })

@@ -105,7 +105,7 @@ async fn resolve_host(address: &str) -> Result<Vec<SocketAddr>, String> {
 }
 
 /// The system knows a way there. Nothing is sent.
-fn has_route(to: SocketAddr) -> bool {
+pub(crate) fn has_route(to: SocketAddr) -> bool {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     std::net::UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(to)).is_ok()
 }
@@ -373,7 +373,7 @@ impl Shared {
     }
 }
 
-fn with_port(host: &str, port: u16) -> String {
+pub(crate) fn with_port(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 

@@ -13,6 +13,7 @@ mod events;
 mod listing;
 mod mailbox;
 mod message;
+mod netcheck;
 mod network;
 mod ping;
 mod pins;
@@ -41,6 +42,7 @@ const TABLE: &[&[Spec]] = &[
     daemon::COMMANDS,
     rendezvous::COMMANDS,
     status::COMMANDS,
+    netcheck::COMMANDS,
     directory::COMMANDS,
     trust::COMMANDS,
     pins::COMMANDS,
