@@ -4,13 +4,13 @@ use crate::listener::Incoming;
 use crate::stream::Stream;
 use bytes::Bytes;
 use pilot_proto::crypto::Identity;
-use pilot_proto::engine::{Counters, DiscoverProof, PeerStatus, Route, SendError};
-use pilot_proto::path::Candidate;
+use pilot_proto::engine::{BeaconStatus, Counters, DiscoverProof, PeerStatus, Route, SendError};
+use pilot_proto::path::{Candidate, NatClass};
 use pilot_proto::stream::{ConnId, ConnStatus, DialError};
 use pilot_proto::{Addr, NodeId};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 /// Number of a dial in flight, for cancelling it.
@@ -54,13 +54,15 @@ pub(crate) enum Command {
     DisputedKey(NodeId, [u8; 32], String),
     Route(NodeId, Result<Route, String>),
     Identity(Arc<Identity>, NodeId),
-    Beacon(Option<SocketAddr>),
     /// Where this node may be reached.
     Local(Vec<Candidate>),
     /// The node is somewhere else, or was away.
     NetworkChanged,
-    /// All beacons, in the order they were configured in.
+    /// All beacons, in the order in which a reference node counts them.
     Beacons(Vec<SocketAddr>),
+    BeaconStatus(oneshot::Sender<Vec<BeaconStatus>>),
+    /// Ports to ask what our NAT does.
+    NatProbes(Vec<SocketAddr>),
     DiscoverProof(Option<DiscoverProof>),
     Public(bool),
     Trusted(NodeId, bool),
@@ -84,6 +86,21 @@ pub(crate) struct EngineStatus {
     pub(crate) connections: Vec<ConnStatus>,
     pub(crate) counters: Counters,
     pub(crate) ports: usize,
+    pub(crate) beacons: Vec<BeaconStatus>,
+    pub(crate) nat: NatStatus,
+}
+
+/// What is known of the NAT between this node and the Internet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NatStatus {
+    /// What it does.
+    pub class: NatClass,
+    /// Whether the outside port is the inside one.
+    pub keeps_port: Option<bool>,
+    /// How long a mapping was seen to last without traffic from us.
+    pub kept: Duration,
+    /// After which silence one was seen to be gone.
+    pub lost: Option<Duration>,
 }
 
 /// A datagram the engine has taken.

@@ -4,7 +4,7 @@
 //! buffers, opened in place, and sent from one transmit buffer. Everybody else talks to this task by messages.
 
 use crate::carrier::Carrier;
-use crate::command::{Command, Control, Delivery, DialToken, EngineStatus};
+use crate::command::{Command, Control, Delivery, DialToken, EngineStatus, NatStatus};
 use crate::insist::SessionPins;
 use crate::listener::{BACKLOG, Incoming};
 use crate::node::{Datagram, NodeEvent};
@@ -359,7 +359,8 @@ impl Driver {
             Command::Local(candidates) => self.engine.set_local_candidates(now, candidates),
             Command::NetworkChanged => self.carrier.network_changed(now, &mut self.engine),
             Command::Beacons(beacons) => self.carrier.set_beacons(now, &mut self.engine, &beacons),
-            Command::Beacon(beacon) => self.carrier.set_beacons(now, &mut self.engine, beacon.as_slice()),
+            Command::BeaconStatus(reply) => drop(reply.send(self.engine.beacons())),
+            Command::NatProbes(probes) => self.engine.set_nat_probes(now, &probes),
             Command::DiscoverProof(proof) => self.engine.set_discover_proof(now, proof),
             Command::Public(public) => self.engine.set_public(public),
             Command::Trusted(node, trusted) => self.engine.set_trusted(node, trusted),
@@ -374,7 +375,11 @@ impl Driver {
             Command::Status(reply) => {
                 let mut counters = self.engine.counters();
                 counters.accept_queue_drops += self.accept_queue_drops;
+                let (keeps_port, kept, lost) = self.engine.nat_habits();
+                let nat = NatStatus { class: self.engine.nat(), keeps_port, kept, lost };
                 let _ = reply.send(EngineStatus {
+                    beacons: self.engine.beacons(),
+                    nat,
                     peers: self.engine.peers(),
                     connections: self.engine.connections(),
                     counters,

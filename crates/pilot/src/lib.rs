@@ -11,6 +11,7 @@
 //! the other tasks talk to it by messages. Registry, trust and heartbeats run beside it and never delay a packet.
 #![deny(unsafe_code)]
 
+mod beacons;
 mod carrier;
 mod command;
 mod config;
@@ -29,6 +30,7 @@ mod keeping;
 mod listener;
 mod local;
 mod mapping;
+pub mod netcheck;
 mod node;
 mod offline;
 mod peers;
@@ -46,7 +48,8 @@ mod stream;
 mod trust;
 mod watch;
 
-pub use command::Delivery;
+pub use beacons::{Beacon, BeaconSource};
+pub use command::{Delivery, NatStatus};
 pub use config::{NodeConfig, RegistryTls, StartError, Transport};
 pub use insist::SessionPin;
 pub use listener::Listener;

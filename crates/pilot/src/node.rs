@@ -1,13 +1,13 @@
 //! The public face of a node.
 
+use crate::beacons::{Beacon, Beacons};
 use crate::carrier::{self, Carrier, Target, Way};
-use crate::command::{Command, Control, Delivery, DialToken};
+use crate::command::{Command, Control, Delivery, DialToken, NatStatus};
 use crate::config::{NodeConfig, StartError, Transport, split_host_port};
 use crate::driver::{Driver, Outlets};
 use crate::entrance::Entrance;
 use crate::insist::{SessionPin, SessionPins};
 use crate::listener::Listener;
-use crate::local::near;
 use crate::offline::silent;
 use crate::peers::Peers;
 use crate::registry::{Client, RegistryError};
@@ -24,7 +24,6 @@ use pilot_proto::registry::challenge;
 use pilot_proto::stream::{ConnId, ConnStatus, DialError};
 use pilot_proto::{Addr, NodeId};
 use serde_json::{Value, json};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -39,12 +38,6 @@ const CONTROL: usize = 1024;
 const ANSWERING: usize = 64;
 /// Word of errors about certificates.
 const CERTIFICATE: &str = "certificate";
-/// Addresses of one beacon's name that are tried.
-const MAX_BEACON_ADDRESSES: usize = 4;
-/// UDP port of a beacon that nobody named.
-const BEACON_PORT: u16 = 9001;
-/// Wait for the beacon's view of our socket before registering: beacon on this host or network, or elsewhere.
-const DISCOVER: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(1));
 /// Pauses between attempts to reach the registry at start.
 const START_PAUSES: [Duration; 4] =
     [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
@@ -111,7 +104,12 @@ pub struct NodeStatus {
     pub public: bool,
     /// Where the registry tells others to find this node.
     pub endpoint: String,
+    /// As it was configured, several with commas between them; else the registry's own one.
     pub beacon_addr: String,
+    /// All beacons, in the order in which a reference node counts them.
+    pub beacons: Vec<Beacon>,
+    /// What lies between this node and the Internet.
+    pub nat: NatStatus,
     pub registry_addr: String,
     pub encrypt: bool,
     pub uptime: Duration,
@@ -131,6 +129,8 @@ pub struct NodeStatus {
     pub registry_error: String,
     /// How the router maps a port to this node: `pcp`, `nat-pmp`, `upnp`, `none`, or `off`.
     pub port_mapping: &'static str,
+    /// That port, from outside.
+    pub mapped: Option<std::net::SocketAddr>,
     /// Everything that was to be kept could be written. If not, the warnings say what, why, and what to do.
     pub disk_ok: bool,
     /// Problems a user should know (a refused hostname, changed keys, a full disk), bounded.
@@ -143,30 +143,9 @@ fn secret<const N: usize>() -> Result<[u8; N], StartError> {
     Ok(out)
 }
 
-/// The addresses of a beacon that there is a way to. IPv4 first: behind a NAT the beacon's view is worth most there,
-/// while IPv6 addresses are mostly what they seem.
-async fn resolve_host(address: &str) -> Result<Vec<SocketAddr>, String> {
-    let all = tokio::net::lookup_host(address).await.map_err(|e| format!("beacon {address}: {e}"))?;
-    let (v4, v6): (Vec<_>, Vec<_>) = all.partition(SocketAddr::is_ipv4);
-    let all: Vec<SocketAddr> = v4.into_iter().chain(v6).take(MAX_BEACON_ADDRESSES).collect();
-    let first = *all.first().ok_or_else(|| format!("beacon {address}: no address"))?;
-    let mut routed: Vec<SocketAddr> = all.into_iter().filter(|at| has_route(*at)).collect();
-    if routed.is_empty() {
-        // The network may come later.
-        routed.push(first);
-    }
-    Ok(routed)
-}
-
 /// The registry's certificate is not the one expected.
 fn wrong_certificate(error: &RegistryError) -> bool {
     matches!(error, RegistryError::Unreachable(text) if text.starts_with("registry: ") && text.contains(CERTIFICATE))
-}
-
-/// The system knows a way there. Nothing is sent.
-fn has_route(to: SocketAddr) -> bool {
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    std::net::UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(to)).is_ok()
 }
 
 impl Node {
@@ -196,6 +175,7 @@ impl Node {
         let bind_error = |error| StartError::Bind { addr: config.listen, error };
         let (socket, taken) = Socket::bind_again(config.listen, peers.port()).map_err(bind_error)?;
         let bound = socket.local_addr().map_err(bind_error)?;
+        let beacons = Beacons::load(config.identity_path.as_deref(), registry.address());
         let trust = TrustState::load(&config, identity.clone()).map_err(StartError::Config)?;
         peers.set_port(bound.port());
         let instance = secret::<8>()?.iter().map(|b| format!("{b:02x}")).collect();
@@ -243,6 +223,7 @@ impl Node {
             config,
             commands,
             registry,
+            beacons,
             trust,
             peers,
             session_pins,
@@ -268,7 +249,7 @@ impl Node {
             shared.spawn(carrier::keep(socket_end, proxies, shared.clone()));
         }
 
-        let (connected, beacon) = tokio::join!(node.reach_registry(), node.discover(&mut questions));
+        let (connected, ()) = tokio::join!(node.reach_registry(), shared.discover(&mut questions));
         let refused = |e: RegistryError| match e {
             RegistryError::Refused(text) => StartError::Register(text),
             RegistryError::Unreachable(text) if text.contains(CERTIFICATE) => {
@@ -303,9 +284,9 @@ impl Node {
         }
         shared.greet_recent_peers();
         if offline {
-            node.settle_beacon(beacon).await;
+            shared.settle_beacons().await;
         } else {
-            tokio::join!(shared.announce(false), node.settle_beacon(beacon));
+            tokio::join!(shared.announce(false), shared.settle_beacons());
         }
         if let Some(listener) = node.listen(crate::handshake::PORT).await {
             shared.spawn(shared.clone().serve_handshakes(listener));
@@ -314,6 +295,7 @@ impl Node {
         shared.spawn(shared.clone().keep_watching());
         shared.spawn(shared.clone().keep_mapped());
         shared.spawn(shared.clone().keep_way());
+        shared.spawn(shared.clone().keep_beacons());
         shared.spawn(shared.clone().keep_registered());
         shared.spawn(shared.clone().keep_subscribed());
         shared.spawn(shared.clone().keep_polling());
@@ -376,86 +358,6 @@ impl Node {
         }
     }
 
-    /// Asks the first beacon that answers how it sees our socket. `None`: none is configured.
-    async fn discover(&self, questions: &mut mpsc::Receiver<Control>) -> Option<SocketAddr> {
-        let mut first = None;
-        if self.shared.config.transport == Transport::Compat {
-            return None;
-        }
-        for name in &self.shared.config.beacons {
-            let addresses = match resolve_host(name).await {
-                Ok(addresses) => addresses,
-                Err(error) => {
-                    self.shared.warn(error);
-                    continue;
-                }
-            };
-            for beacon in addresses {
-                first.get_or_insert((beacon, name));
-                self.shared.command(Command::Beacon(Some(beacon)));
-                let limit = if near(beacon) { DISCOVER.0 } else { DISCOVER.1 };
-                let answer = async {
-                    while let Some(question) = questions.recv().await {
-                        if let Control::Observed(at) = question {
-                            return Some(at);
-                        }
-                    }
-                    None
-                };
-                if let Ok(Some(at)) = timeout(limit, answer).await {
-                    self.shared.state(|s| {
-                        s.observed = Some(at);
-                        s.beacon.clone_from(name);
-                    });
-                    return Some(beacon);
-                }
-            }
-            self.shared.warn(format!("beacon {name} does not answer"));
-        }
-        let (beacon, name) = first?;
-        self.shared.state(|s| s.beacon.clone_from(name));
-        self.shared.command(Command::Beacon(Some(beacon)));
-        Some(beacon)
-    }
-
-    /// Registers with every configured beacon; uses the registry's own if none was configured.
-    async fn settle_beacon(&self, configured: Option<SocketAddr>) {
-        if self.shared.config.transport == Transport::Compat {
-            return;
-        }
-        let beacons = &self.shared.config.beacons;
-        if configured.is_some() || !beacons.is_empty() {
-            // One alone has been found, or warned of, already.
-            if beacons.len() > 1 {
-                let mut all = Vec::new();
-                for name in beacons {
-                    // One that has no address was warned of when the first that answers was looked for, or is not needed.
-                    let Ok(addresses) = resolve_host(name).await else { continue };
-                    // The family in which it answered works.
-                    let answered = addresses.iter().find(|at| Some(**at) == configured);
-                    all.extend(answered.or(addresses.first()));
-                }
-                if all.len() > 1 {
-                    self.shared.command(Command::Beacons(all));
-                }
-            }
-            return;
-        }
-        let port = self.shared.registry.features().beacon_port.unwrap_or(BEACON_PORT);
-        let host = self.shared.registry.host();
-        let name = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-        match resolve_host(&name).await {
-            Ok(addresses) => {
-                // The family in which the registry was reached works.
-                let reached = self.shared.registry.reached();
-                let same = addresses.iter().find(|at| Some(at.ip()) == reached);
-                self.shared.command(Command::Beacon(same.or(addresses.first()).copied()));
-            }
-            Err(error) => self.shared.warn(error),
-        }
-        self.shared.state(|s| s.beacon = name);
-    }
-
     /// This node's number.
     pub fn node_id(&self) -> NodeId {
         self.shared.node()
@@ -478,6 +380,7 @@ impl Node {
         let config = &self.shared.config;
         let uptime = self.shared.started.elapsed();
         let troubles = config.disk.troubles();
+        let beacons = self.shared.beacons(&engine.beacons);
         self.shared.state(|s| NodeStatus {
             node_id: s.node,
             address: s.address,
@@ -488,6 +391,8 @@ impl Node {
             public: s.public,
             endpoint: s.endpoint.clone(),
             beacon_addr: s.beacon.clone(),
+            beacons,
+            nat: engine.nat,
             registry_addr: config.registry.clone(),
             encrypt: config.encrypt,
             uptime,
@@ -505,6 +410,7 @@ impl Node {
                 None if config.port_mapping => "none",
                 None => "off",
             },
+            mapped: s.mapping.map(|(_, at)| at),
             disk_ok: troubles.is_empty(),
             warnings: s.warnings.iter().cloned().chain(troubles).collect(),
         })

@@ -97,6 +97,7 @@ impl Shared {
         }
         self.command(Command::DiscoverProof(proof));
         self.registered.notify_one();
+        self.beacons.registered.notify_one();
         self.registry_named(&name);
         self.trust_registered(node, identity, &name);
         Ok(())

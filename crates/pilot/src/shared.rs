@@ -1,5 +1,6 @@
 //! What the tasks of one node share.
 
+use crate::beacons::Beacons;
 use crate::carrier::Way;
 use crate::command::{Command, Commands, EngineStatus};
 use crate::config::{NodeConfig, Transport};
@@ -69,6 +70,7 @@ pub(crate) struct Shared {
     pub(crate) config: NodeConfig,
     pub(crate) commands: Commands,
     pub(crate) registry: Client,
+    pub(crate) beacons: Beacons,
     pub(crate) directory: Directory,
     pub(crate) trust: TrustState,
     pub(crate) peers: Peers,
@@ -107,6 +109,7 @@ pub(crate) struct Parts {
     pub(crate) config: NodeConfig,
     pub(crate) commands: Commands,
     pub(crate) registry: Client,
+    pub(crate) beacons: Beacons,
     pub(crate) trust: TrustState,
     pub(crate) peers: Peers,
     pub(crate) session_pins: Arc<SessionPins>,
@@ -126,6 +129,7 @@ impl Shared {
             config,
             commands,
             registry,
+            beacons,
             trust,
             peers,
             session_pins,
@@ -153,7 +157,7 @@ impl Shared {
             interfaces: Vec::new(),
             registered: String::new(),
             published: Vec::new(),
-            beacon: config.beacons.first().cloned().unwrap_or_default(),
+            beacon: config.beacons.join(","),
             networks: Vec::new(),
             superseded: false,
             registry_ok: false,
@@ -164,6 +168,7 @@ impl Shared {
             config,
             commands,
             registry,
+            beacons,
             directory: Directory::default(),
             trust,
             peers,

@@ -276,6 +276,41 @@ impl std::fmt::Debug for Socket {
     }
 }
 
+/// A socket for a few datagrams, of both families where there are both, that forbids fragments.
+pub(crate) struct Plain {
+    io: UdpSocket,
+    v6: bool,
+    port: u16,
+}
+
+impl Plain {
+    pub(crate) fn bind() -> io::Result<Plain> {
+        let io = bound((std::net::Ipv6Addr::UNSPECIFIED, 0).into())?;
+        io.set_nonblocking(true)?;
+        let io = UdpSocket::from_std(io)?;
+        UdpSocketState::new(UdpSockRef::from(&io))?;
+        let at = io.local_addr()?;
+        Ok(Plain { io, v6: at.is_ipv6(), port: at.port() })
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) async fn send(&self, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        let to = match to {
+            SocketAddr::V4(v4) if self.v6 => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
+            to => to,
+        };
+        self.io.send_to(bytes, to).await.map(drop)
+    }
+
+    pub(crate) async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        let (len, from) = self.io.recv_from(buffer).await?;
+        Ok((len, canonical(from)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

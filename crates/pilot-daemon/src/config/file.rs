@@ -109,13 +109,17 @@ impl ConfigFile {
         self.values.keys().filter(|k| keys::find(k).is_none()).map(String::as_str).collect()
     }
 
-    /// A key as text, whatever its type; empty text counts as unset.
+    /// A key as text, whatever its type, the entries of a list with commas between them; empty text counts as unset.
     pub fn string(&self, name: &str) -> Option<String> {
         match self.values.get(name)? {
             Value::String(text) if text.is_empty() => None,
             Value::String(text) => Some(text.clone()),
             Value::Bool(on) => Some(on.to_string()),
             Value::Number(number) => Some(number.to_string()),
+            Value::Array(list) => {
+                let entries: Option<Vec<&str>> = list.iter().map(Value::as_str).collect();
+                entries.filter(|entries| !entries.is_empty()).map(|entries| entries.join(","))
+            }
             _ => None,
         }
     }

@@ -76,7 +76,7 @@ const TRUST: Kind = Kind::OneOf(&["pinned", "system"]);
 pub const KEYS: &[Key] = &[
     key("admin_token", Kind::Text),
     key("advertise_endpoint", Kind::HostPorts),
-    key("beacon", Kind::HostPort),
+    key("beacon", Kind::HostPorts),
     absent("beacon_rtt_probe", Kind::Bool),
     key("compat_beacon", Kind::Url(&["wss", "ws"])),
     key("dataexchange_b64", Kind::Bool),

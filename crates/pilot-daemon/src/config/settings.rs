@@ -35,6 +35,8 @@ const ENVIRONMENT: &[(&str, &str)] = &[
 const MAX_TAGS: usize = 10;
 /// Most endpoints given by the operator.
 const MAX_ENDPOINTS: usize = 8;
+/// Most beacons given by the operator; the engine knows no more.
+const MAX_BEACONS: usize = 16;
 /// Longest tag, bytes.
 const MAX_TAG_LEN: usize = 32;
 
@@ -370,7 +372,7 @@ impl<'a> Settings<'a> {
             node: NodeConfig {
                 registry: registry.to_owned(),
                 registry_tls: self.registry_tls()?,
-                beacons: beacon.map(str::to_owned).into_iter().collect(),
+                beacons: beacons(beacon.unwrap_or_default())?,
                 transport: self.transport()?,
                 compat_beacon: self.text("compat_beacon")?,
                 compat_tls: self.compat_tls()?,
@@ -412,6 +414,20 @@ impl<'a> Settings<'a> {
     }
 }
 
+/// The beacons in a list; a name counts once.
+fn beacons(text: &str) -> Result<Vec<String>, SettingError> {
+    let mut all: Vec<String> = Vec::new();
+    for beacon in keys::host_ports(text) {
+        if !all.iter().any(|known| known == beacon) {
+            all.push(beacon.to_owned());
+        }
+    }
+    match all.len() <= MAX_BEACONS {
+        true => Ok(all),
+        false => Err(SettingError::plain(format!("too many beacons (max {MAX_BEACONS})"))),
+    }
+}
+
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
@@ -436,6 +452,18 @@ mod tests {
 
     fn flags(pairs: &[(&'static str, &str)]) -> BTreeMap<&'static str, String> {
         pairs.iter().map(|(k, v)| (*k, (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn beacons_are_one_or_several() {
+        let (env, file) = (env(&[]), file(json!({})));
+        let settings = Settings::new(flags(&[]), &env, &file);
+        let beacons = |text: &str| settings.daemon("r:1", Some(text)).map(|config| config.node.beacons);
+        assert_eq!(beacons("a:1").unwrap(), ["a:1"]);
+        assert_eq!(beacons("a:1, [::1]:2 ,,b:3,a:1").unwrap(), ["a:1", "[::1]:2", "b:3"]);
+        let many = (1..18).map(|n| format!("b:{n}")).collect::<Vec<_>>().join(",");
+        assert_eq!(beacons(&many).unwrap_err().to_string(), "too many beacons (max 16)");
+        assert!(settings.daemon("r:1", None).unwrap().node.beacons.is_empty());
     }
 
     #[test]

@@ -27,8 +27,9 @@ const ANSWER_EVERY: Duration = Duration::from_millis(50);
 const DEAF_FOR: Duration = Duration::from_millis(800);
 /// Predicted ports are tried at most this often per peer.
 const SPRAY_EVERY: Duration = Duration::from_secs(5);
-/// The guess begins this many ports before the one that is due: destinations may have been counted twice.
-const BACK: u16 = 8;
+/// The guess begins this many ports before the one that is due: destinations may have been counted twice, and after our NAT
+/// has forgotten all, frames to the peer have a port before any beacon is asked.
+const BACK: i32 = 8;
 /// Random ports tried at a peer whose NAT cannot be predicted, on the operator's word.
 const BIRTHDAY_PORTS: usize = 128;
 /// Distance of such attempts per peer.
@@ -244,8 +245,9 @@ impl Engine {
     /// The ports our NAT should open next. What left since for addresses that were new to it has moved it on.
     fn next_ports(&self) -> Option<Range> {
         let guess = self.own_nat.predicted()?;
-        let skip = if self.opened.0 == Some(guess.since) { self.opened.1.saturating_sub(BACK) } else { 0 };
-        Range::of(guess, skip)
+        let opened = if self.opened.0 == Some(guess.since) { i32::from(self.opened.1) } else { 0 };
+        let before = if guess.stride > 0 { guess.first - 1 } else { u16::MAX - guess.first };
+        Range::of(guess, opened - BACK.min(i32::from(before / guess.stride.unsigned_abs())))
     }
 
     /// A datagram leaves for an address nothing was sent to before.

@@ -101,6 +101,7 @@ impl Engine {
         let changed = self.beacons.tick(now, &mut asks);
         for Ask { to, register } in asks {
             let bytes = if register { self.discover_bytes(now, to) } else { anonymous() };
+            self.own_nat.asking(now, to);
             self.send_control(to, bytes);
         }
         if changed {

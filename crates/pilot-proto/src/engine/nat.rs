@@ -138,6 +138,7 @@ impl Engine {
             }
         }
         for to in asks {
+            self.own_nat.asking(now, to);
             self.send_control(to, discovery::anonymous());
         }
     }

@@ -64,10 +64,11 @@ pub struct Range {
 }
 
 impl Range {
-    /// The guess of our own NAT's next ports, after it has opened `skip` more since that guess was made.
-    pub fn of(range: PortRange, skip: u16) -> Option<Range> {
+    /// The guess of our own NAT's next ports, after it has opened `skip` more since that guess was made; with a negative
+    /// number it begins among those opened before.
+    pub fn of(range: PortRange, skip: i32) -> Option<Range> {
         let stride = i8::try_from(range.stride).ok().filter(|stride| *stride != 0)?;
-        let first = i32::from(range.first) + i32::from(stride) * i32::from(skip);
+        let first = i32::from(range.first) + i32::from(stride) * skip;
         let first = u16::try_from(first).ok().filter(|port| *port != 0)?;
         Some(Range { first, count: MAX_RANGE, stride })
     }
@@ -99,6 +100,7 @@ mod tests {
         let ip = [198, 51, 100, 1].into();
         let guess = PortRange { ip, first: 40_000, stride: -2, count: 64, since: Instant::now() };
         assert_eq!(Range::of(guess, 10), Some(Range { first: 39_980, count: 64, stride: -2 }));
+        assert_eq!(Range::of(guess, -3), Some(Range { first: 40_006, count: 64, stride: -2 }));
         assert_eq!(Range::of(PortRange { first: 10, ..guess }, 5), None, "no port is left");
     }
 }

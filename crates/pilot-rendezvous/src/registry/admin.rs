@@ -18,7 +18,9 @@ impl Registry {
         self.beacons.retain(|_, (_, at)| now.mono.saturating_duration_since(*at) <= BEACON_TTL);
         let beacons: Vec<Value> =
             self.beacons.iter().map(|(id, (addr, _))| json!({"id": id, "addr": addr})).collect();
-        Ok(json!({"type": "beacon_list_ok", "beacons": beacons}))
+        // Our own: who asks need not be registered to learn where it is (docs/extensions.md).
+        let (own, ports) = (self.settings.beacon.port(), self.beacon_ports());
+        Ok(json!({"type": "beacon_list_ok", "beacons": beacons, "beacon_port": own, "beacon_ports": ports}))
     }
 
     /// Nodes send their traffic where this list says, so not everybody may add to it.

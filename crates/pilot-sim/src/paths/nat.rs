@@ -35,9 +35,11 @@ impl Nat {
         matches!(self, Nat::Predictable | Nat::Random)
     }
 
-    /// Whether two nodes behind these can get a direct path.
+    /// Whether two nodes behind these can get a direct path: a random port cannot be known to who lets in known ports only,
+    /// and where both sides guess, each guess moves what the other one guesses.
     pub fn direct(self, other: Nat) -> bool {
-        let hopeless = |a: Nat, b: Nat| a.symmetric() && (b.symmetric() || b == Nat::PortRestricted);
+        let hopeless =
+            |a: Nat, b: Nat| a.symmetric() && b.symmetric() || a == Nat::Random && b == Nat::PortRestricted;
         !hopeless(self, other) && !hopeless(other, self)
     }
 }
@@ -78,6 +80,11 @@ impl Site {
             mappings: BTreeMap::new(),
             most: 0,
         }
+    }
+
+    /// The port given last.
+    pub fn next(&self) -> u16 {
+        self.next_port
     }
 
     /// Its outside address.

@@ -201,6 +201,8 @@ impl World {
             self.tell_addresses(n);
             let engine = &mut self.hosts[n].engine;
             engine.set_beacon(now, Some(beacon(0)));
+            // As the registry names it, after a registration.
+            engine.set_nat_probes(now, &[beacon(1)]);
         }
         for (n, (begin, end, _)) in self.plan.faults.clone().into_iter().enumerate() {
             self.at(begin, Happening::Begin(n));
@@ -657,7 +659,10 @@ impl World {
                 let why: Vec<String> = [(a, b), (b, a)]
                     .map(|(from, to)| {
                         format!(
-                            "{:?}",
+                            "{:?} {:?} at {} {:?}",
+                            self.hosts[from].engine.nat(),
+                            self.hosts[from].engine.predicted_ports().map(|r| (r.first, r.stride)),
+                            self.sites[self.hosts[from].site].next(),
                             self.hosts[from].engine.peers().iter().find(|p| p.node_id == to as NodeId + 1)
                         )
                     })

@@ -115,20 +115,29 @@ async fn acquire(spot: Spot) -> Result<(Mapping, Granted), String> {
     }
 }
 
-impl Shared {
-    /// Where a router could be asked. `None`: there is nobody to ask, or nothing to ask for.
-    fn spot(&self) -> Option<Spot> {
-        let gateway = platform::gateway()?;
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-        socket.connect((gateway, 9)).ok()?;
-        let IpAddr::V4(own) = socket.local_addr().ok()?.ip() else { return None };
-        let bound = self.bound.ip();
-        let serves = bound.is_unspecified() || bound == IpAddr::V4(own);
-        // A public address needs no mapping.
-        (serves && is_local(own.into()))
-            .then_some(Spot { inside: SocketAddrV4::new(own, self.bound.port()), gateway })
-    }
+/// Where a socket bound to this address and port is on the router's network. `None`: there is no router to ask, or none is
+/// needed, since the address is public.
+fn spot(bound: SocketAddr) -> Option<Spot> {
+    let gateway = platform::gateway()?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect((gateway, 9)).ok()?;
+    let IpAddr::V4(own) = socket.local_addr().ok()?.ip() else { return None };
+    let serves = bound.ip().is_unspecified() || bound.ip() == IpAddr::V4(own);
+    (serves && is_local(own.into())).then_some(Spot { inside: SocketAddrV4::new(own, bound.port()), gateway })
+}
 
+/// Whether the router would map a port to this socket: it is asked to, and the mapping is given back. `None`: there is
+/// nobody to ask.
+pub(crate) async fn attempt(bound: SocketAddr) -> Option<Result<(&'static str, SocketAddr), String>> {
+    let (mapping, granted) = match acquire(spot(bound)?).await {
+        Ok(made) => made,
+        Err(cause) => return Some(Err(cause)),
+    };
+    let _ = timeout(RELEASE, mapping.release()).await;
+    Some(Ok((mapping.protocol(), granted.at)))
+}
+
+impl Shared {
     /// Keeps a port of the router until the node stops.
     pub(crate) async fn keep_mapped(self: Arc<Self>) {
         if !self.config.port_mapping || self.never_direct() || self.alone() {
@@ -168,7 +177,7 @@ impl Shared {
     /// Asks for a mapping, or to go on with the one there is: how long it lives.
     async fn map(&self) -> Result<Option<Duration>, String> {
         let mut held = self.mapper.0.lock().await;
-        let Some(spot) = self.spot() else {
+        let Some(spot) = spot(self.bound) else {
             *held = None;
             self.mapped(None);
             return Ok(None);

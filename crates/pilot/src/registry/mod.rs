@@ -16,6 +16,9 @@ pub(crate) use tls::config as tls_config;
 use serde_json::Value;
 use std::sync::Arc;
 
+/// Ports of one beacon that are asked.
+const MAX_BEACON_PORTS: usize = 4;
+
 /// A registry's answer or why there is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RegistryError {
@@ -97,6 +100,8 @@ pub(crate) struct Features {
     /// The registry's clock minus ours, seconds.
     pub(crate) clock_offset: i64,
     pub(crate) beacon_port: Option<u16>,
+    /// All UDP ports at which its beacon answers Discovers, its own first.
+    pub(crate) beacon_ports: Vec<u16>,
 }
 
 impl Features {
@@ -106,6 +111,7 @@ impl Features {
             answer["features"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let has = |name| named.contains(&name);
         let now = i64::try_from(now_unix).unwrap_or(i64::MAX);
+        let port = |value: &Value| value.as_u64().and_then(|p| u16::try_from(p).ok()).filter(|&p| p != 0);
         Features {
             push: has("push"),
             handshake_ack: has("handshake_ack"),
@@ -116,10 +122,14 @@ impl Features {
             fresh: has("fresh"),
             registry_id: answer["registry_id"].as_str().filter(|s| s.len() <= 64).map(str::to_owned),
             clock_offset: answer["time"].as_i64().map_or(0, |time| time.saturating_sub(now)),
-            beacon_port: answer["beacon_port"]
-                .as_u64()
-                .and_then(|p| u16::try_from(p).ok())
-                .filter(|&p| p != 0),
+            beacon_port: port(&answer["beacon_port"]),
+            beacon_ports: answer["beacon_ports"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map_while(port)
+                .take(MAX_BEACON_PORTS)
+                .collect(),
         }
     }
 }

@@ -62,7 +62,7 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("PILOT_HOME", "directory that holds .pilot, instead of $HOME"),
     ("PILOT_SOCKET", "the daemon's socket"),
     ("PILOT_REGISTRY", "host:port of the registry"),
-    ("PILOT_BEACON", "host:port of the beacon"),
+    ("PILOT_BEACON", "host:port of the beacon, or several"),
     ("PILOT_REGISTRY_TRUST", "pinned or system: how the registry's certificate is trusted"),
     ("PILOT_REGISTRY_FINGERPRINT", "SHA-256 of the registry's certificate"),
     ("PILOT_ADMIN_TOKEN", "token for operator commands"),

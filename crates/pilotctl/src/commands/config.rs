@@ -15,7 +15,7 @@ pub const COMMANDS: &[Spec] = &[
         args: &[],
         flags: &[
             Flag::value("registry", "HOST:PORT", "the registry, or local"),
-            Flag::value("beacon", "HOST:PORT", "the beacon"),
+            Flag::value("beacon", "HOST:PORT", "the beacon, or several"),
             Flag::value("socket", "FILE", "the daemon's socket"),
             Flag::value("hostname", "NAME", "name others find this node by"),
             Flag::value("email", "E", "owner"),

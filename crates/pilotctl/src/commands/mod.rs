@@ -13,6 +13,7 @@ mod events;
 mod listing;
 mod mailbox;
 mod message;
+mod netcheck;
 mod network;
 mod ping;
 mod pins;
@@ -43,6 +44,7 @@ const TABLE: &[&[Spec]] = &[
     rendezvous::COMMANDS,
     proxy::COMMANDS,
     status::COMMANDS,
+    netcheck::COMMANDS,
     directory::COMMANDS,
     trust::COMMANDS,
     pins::COMMANDS,

@@ -17,7 +17,8 @@ pub const COMMANDS: &[Spec] = &[
         about: "this node: identity, peers, traffic",
         args: &[],
         flags: &[],
-        returns: "node_id, address, hostname, version, uptime_secs, peers, peer_list[], conn_list[], features[], …",
+        returns: "node_id, address, hostname, version, uptime_secs, peers, peer_list[], conn_list[], beacons[]{name, source, \
+                  address, ok, rtt_ms, chosen, registered, answered_secs_ago}, nat{class, meaning}, features[], …",
         tier: Tier::Core,
         run: Run::Async(|ctx, _| Box::pin(info(ctx))),
     },
@@ -65,8 +66,8 @@ pub const COMMANDS: &[Spec] = &[
 ];
 
 /// Keys that carry IP endpoints; results are pasted into tickets and chats, so they are left out.
-const ENDPOINT_KEYS: [&str; 6] =
-    ["endpoint", "real_addr", "lan_addrs", "public_addr", "stun_addr", "observed_addr"];
+const ENDPOINT_KEYS: [&str; 7] =
+    ["endpoint", "real_addr", "lan_addrs", "public_addr", "stun_addr", "observed_addr", "mapped_addr"];
 
 /// Most peers whose path `info` shows in text mode.
 const PATHS_SHOWN: usize = 5;
@@ -149,6 +150,13 @@ fn info_text(info: &Value, style: &Style) -> String {
         }
     }
     row("", line);
+    let beacons = list(info, "beacons");
+    for (n, beacon) in beacons.iter().enumerate().filter(|_| beacons.len() > 1) {
+        row(if n == 0 { "beacons" } else { "" }, beacon_line(beacon, style));
+    }
+    if let Some(meaning) = info["nat"]["meaning"].as_str().filter(|_| info["nat"]["class"] != "unknown") {
+        row("nat", safe(meaning).into_owned());
+    }
     // A daemon tells of peers with open connections first.
     let ways = list(info, "peer_list").iter().filter(|peer| on(peer, "encrypted"));
     for (n, peer) in ways.clone().take(PATHS_SHOWN).enumerate() {
@@ -183,6 +191,27 @@ fn info_text(info: &Value, style: &Style) -> String {
         row("warning", style.warn(&safe(warning)));
     }
     out
+}
+
+/// A beacon: its name, whether it answers, how fast, and that it is the one in use.
+fn beacon_line(beacon: &Value, style: &Style) -> String {
+    let mut line = safe(text(beacon, "name")).into_owned();
+    line.push_str(&match (text(beacon, "state"), beacon["rtt_ms"].as_f64()) {
+        ("up", Some(rtt)) => {
+            format!(" · {}", super::text::short_time(Duration::from_secs_f64(rtt.max(0.0) / 1e3)))
+        }
+        ("up", None) => " · answers".to_owned(),
+        ("down", _) => style.warn(" · does not answer"),
+        _ if beacon["address"].is_null() => style.warn(" · no address"),
+        _ => " · not known yet".to_owned(),
+    });
+    if on(beacon, "chosen") {
+        line.push_str(" · in use");
+    }
+    if text(beacon, "source") == "cache" {
+        line.push_str(" · from an earlier run");
+    }
+    line
 }
 
 async fn health(ctx: &Ctx) -> CliResult {

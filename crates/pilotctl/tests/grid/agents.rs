@@ -46,6 +46,8 @@ pub struct Agent {
     rendezvous: String,
     /// SHA-256 of the rendezvous' certificate on port 443, for those who reach no other.
     fingerprint: Option<String>,
+    /// Its beacons; `None`: the usual one.
+    pub beacons: Option<String>,
 }
 
 impl Net {
@@ -129,7 +131,16 @@ impl Net {
         let v6 = place.site == Site::V6Only;
         let rendezvous = if v6 { format!("[{}]", self.public.v6()) } else { self.public.v4().to_string() };
         let fingerprint = place.proxy.is_some().then(|| self.fingerprint());
-        Agent { name: name.to_owned(), make, place, home, daemon: None, rendezvous, fingerprint }
+        Agent {
+            name: name.to_owned(),
+            make,
+            place,
+            home,
+            daemon: None,
+            rendezvous,
+            fingerprint,
+            beacons: None,
+        }
     }
 }
 
@@ -191,7 +202,8 @@ impl Agent {
         } else {
             command.args(["-registry", &format!("{}:{REGISTRY}", self.rendezvous)]);
         }
-        command.args(["-beacon", &format!("{}:{BEACON}", self.rendezvous)]);
+        let usual = || format!("{}:{BEACON}", self.rendezvous);
+        command.args(["-beacon", &self.beacons.clone().unwrap_or_else(usual)]);
         command.args(["-email", &format!("{}@example.com", self.name)]);
         command.arg("-identity").arg(self.home.join("identity.json"));
         log_to(&mut command, &self.home.join("daemon.log"));
@@ -245,14 +257,20 @@ impl Agent {
     /// Runs our CLI against the daemon: the data of its answer, which it may give although it failed, or the error it
     /// printed.
     pub fn ctl(&self, args: &[&str]) -> Result<Value, String> {
-        let mut command = pilotctl(&self.home);
-        command.args(args).arg("--json");
-        let Output { status, stdout, stderr } = self.place.host.output(command).expect("our binary runs");
+        let args: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
+        let Output { status, stdout, stderr } = self.run(&args);
         let value: Value = serde_json::from_slice(&stdout).unwrap_or_default();
         match &value["data"] {
             Value::Null => Err(format!("{status}: {}", String::from_utf8_lossy(&stderr).trim())),
             data => Ok(data.clone()),
         }
+    }
+
+    /// Runs our CLI.
+    pub fn run(&self, args: &[&str]) -> Output {
+        let mut command = pilotctl(&self.home);
+        command.args(args);
+        self.place.host.output(command).expect("our binary runs")
     }
 
     /// A client of the daemon, of the test's own process.

@@ -30,18 +30,17 @@ pub enum Path {
 use Path::{Direct as D, Either as E, Relay as R};
 
 /// The row asks, the column answers; both in the order of [`KINDS`]. A symmetric NAT's random port cannot be known to whoever
-/// lets in known ports only. Where both sides guess, each guess moves what the other one guesses. Not yet direct, though
-/// they could be: predictable with port-restricted and carrier.
+/// lets in known ports only. Where both sides guess, each guess moves what the other one guesses.
 pub const EXPECTED: [[Path; 7]; 7] = [
     //                       public, full cone, address-, port-restricted, symmetric, predictable, carrier
     /* public             */
     [D, D, D, D, D, D, D],
     /* full cone          */ [D, D, D, D, D, D, D],
     /* address-restricted */ [D, D, D, D, D, D, D],
-    /* port-restricted    */ [D, D, D, D, R, E, D],
+    /* port-restricted    */ [D, D, D, D, R, D, D],
     /* symmetric          */ [D, D, D, R, R, R, R],
-    /* predictable        */ [D, D, D, E, R, E, E],
-    /* carrier            */ [D, D, D, D, R, E, D],
+    /* predictable        */ [D, D, D, D, R, E, D],
+    /* carrier            */ [D, D, D, D, R, D, D],
 ];
 
 /// How long a pair may take to leave the relay before the relay is its path.

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod agents;
+mod beacons;
 mod events;
 mod flow;
 mod kinds;
+mod netcheck;
 mod places;
 mod probe;
 mod report;

@@ -2,7 +2,7 @@
 
 use crate::ipc::hub::Hub;
 use crate::ipc::json::{fit, object, whole_numbers};
-use pilot::NodeStatus;
+use pilot::{Beacon, NatStatus, NodeStatus};
 use pilot_ipc::frame::MAX_JSON;
 use pilot_proto::{Addr, NodeId};
 use serde_json::{Value, json};
@@ -105,6 +105,9 @@ fn info_of(status: &NodeStatus, networks: &[u16], version: &str) -> Value {
         ("webhook_circuit_skips", 0.into()),
         ("webhook_queue_dropped", 0.into()),
         // Beyond the reference:
+        ("beacons", status.beacons.iter().map(beacon).collect()),
+        ("mapped_addr", status.mapped.map(|at| at.to_string()).into()),
+        ("nat", nat(&status.nat)),
         ("port_mapping", status.port_mapping.into()),
         ("public", status.public.into()),
         ("registry_addr", status.registry_addr.as_str().into()),
@@ -116,6 +119,34 @@ fn info_of(status: &NodeStatus, networks: &[u16], version: &str) -> Value {
     ]);
     add_lists(&mut info, status);
     info
+}
+
+fn beacon(beacon: &Beacon) -> Value {
+    let status = beacon.status.as_ref();
+    let mut value = object([
+        ("name", beacon.name.as_str().into()),
+        ("source", beacon.source.name().into()),
+        ("address", status.map(|status| status.addr.to_string()).into()),
+        ("state", status.map_or("unknown", |status| status.state).into()),
+        ("ok", status.is_some_and(|status| status.state == "up").into()),
+        ("rtt_ms", status.and_then(|status| status.rtt_ms).into()),
+        ("chosen", status.is_some_and(|status| status.chosen).into()),
+        ("registered", status.is_some_and(|status| status.registered).into()),
+        ("answered_secs_ago", status.and_then(|status| status.answered_secs_ago).into()),
+        ("observed_addr", status.and_then(|status| status.observed).map(|at| at.to_string()).into()),
+    ]);
+    whole_numbers(&mut value);
+    value
+}
+
+fn nat(nat: &NatStatus) -> Value {
+    object([
+        ("class", nat.class.name().into()),
+        ("meaning", nat.class.words().into()),
+        ("keeps_port", nat.keeps_port.into()),
+        ("kept_secs", nat.kept.as_secs().into()),
+        ("lost_after_secs", nat.lost.map(|lost| lost.as_secs()).into()),
+    ])
 }
 
 fn network_list(node: NodeId, networks: &[u16]) -> Value {

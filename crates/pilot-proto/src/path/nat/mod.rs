@@ -63,6 +63,21 @@ impl NatClass {
             NatClass::PerDestination { ports: Ports::Random } => "per_destination_random",
         }
     }
+
+    /// The same in words.
+    pub fn words(self) -> &'static str {
+        match self {
+            NatClass::Unknown => "not known yet",
+            NatClass::None => "none: others see this host's own address",
+            NatClass::EndpointIndependent => "one outside port for all destinations (cone)",
+            NatClass::PerDestination { ports: Ports::Predictable { .. } } => {
+                "another outside port for each destination, predictable (symmetric)"
+            }
+            NatClass::PerDestination { ports: Ports::Random } => {
+                "another outside port for each destination, at random (symmetric)"
+            }
+        }
+    }
 }
 
 /// Outside ports of which a NAT is expected to give one to the next destinations.
@@ -103,6 +118,8 @@ struct View {
 struct Given {
     port: u16,
     at: Instant,
+    /// Position among the questions.
+    turn: u64,
 }
 
 /// What is known about our NAT. IPv4 if we are seen there at all: IPv6 has no ports to share.
@@ -113,6 +130,9 @@ pub struct Nat {
     local_port: Option<u16>,
     views: Vec<View>,
     given: VecDeque<Given>,
+    /// The last question to each destination: many leave at one instant, and their order is that of the ports.
+    turns: VecDeque<(SocketAddr, u64, Instant)>,
+    turn: u64,
     class: NatClass,
     /// The last verdict on how ports are chosen.
     ports: Option<Ports>,
@@ -138,6 +158,22 @@ impl Nat {
     pub fn reset(&mut self) {
         let (own, local_port) = (std::mem::take(&mut self.own), self.local_port);
         *self = Nat { own, local_port, ..Nat::default() };
+    }
+
+    /// A question leaves for this destination, or a copy of one.
+    pub fn asking(&mut self, now: Instant, to: SocketAddr) {
+        if let Some((_, _, last)) = self.turns.iter_mut().find(|(known, ..)| *known == to) {
+            let copy = now.saturating_duration_since(std::mem::replace(last, now)) <= TOGETHER;
+            if copy {
+                return;
+            }
+            self.turns.retain(|(known, ..)| *known != to);
+        }
+        if self.turns.len() >= MAX_VIEWS {
+            self.turns.pop_front();
+        }
+        self.turn += 1;
+        self.turns.push_back((to, self.turn, now));
     }
 
     /// A destination answered: it sees us there. `asked`: when it was asked; `quiet`: how long nothing had been sent to it
@@ -179,7 +215,8 @@ impl Nat {
             self.views.push(View { to, observed, since: asked, last: asked });
         }
         if observed.is_ipv4() {
-            self.gave(asked, observed.port());
+            let turn = self.turns.iter().find(|(known, ..)| *known == to).map_or(0, |(_, turn, _)| *turn);
+            self.gave(Given { port: observed.port(), at: asked, turn });
         }
         self.compare(asked);
     }
@@ -190,12 +227,13 @@ impl Nat {
     }
 
     /// The NAT gave this port; replies may come in another order than the questions went out.
-    fn gave(&mut self, at: Instant, port: u16) {
-        if self.given.iter().any(|given| given.port == port) {
+    fn gave(&mut self, new: Given) {
+        if self.given.iter().any(|given| given.port == new.port) {
             return;
         }
-        let place = self.given.iter().rposition(|given| given.at <= at).map_or(0, |n| n + 1);
-        self.given.insert(place, Given { port, at });
+        let before = |given: &Given| (given.at, given.turn) <= (new.at, new.turn);
+        let place = self.given.iter().rposition(before).map_or(0, |n| n + 1);
+        self.given.insert(place, new);
         if self.given.len() > MAX_GIVEN {
             self.given.pop_front();
         }
@@ -222,7 +260,10 @@ impl Nat {
             return;
         }
         // Others behind the NAT take ports in between, so a step may be a multiple of the stride; the smallest is nearest.
-        let stride = small.iter().copied().min_by_key(|step| step.abs());
+        // Answers may have been ordered wrongly, so most say which way it goes; NATs that count backwards are rare.
+        let backwards = small.iter().filter(|step| **step < 0).count() * 2 > small.len();
+        let stride =
+            small.iter().copied().filter(|step| (*step < 0) == backwards).min_by_key(|step| step.abs());
         self.ports = match stride.and_then(|stride| i16::try_from(stride).ok()) {
             Some(stride) if small.len() * 2 > recent.len() => {
                 Some(Ports::Predictable { stride, last: last.port })

@@ -82,6 +82,21 @@ fn replies_may_overtake_each_other() {
 }
 
 #[test]
+fn of_questions_of_one_instant_the_order_counts() {
+    let start = Instant::now();
+    let mut nat = Nat::default();
+    let to = [beacon(1, 9001), beacon(1, 9002), beacon(2, 9001)];
+    to.iter().for_each(|to| nat.asking(start, *to));
+    nat.asking(start + ms(200), to[0]); // a copy
+    for n in [1, 2, 0] {
+        nat.observe(start, to[n], seen(5000 + n as u16), None);
+    }
+    assert_eq!(nat.class(), predictable(1, 5002));
+    (0..500).for_each(|n| nat.asking(start, beacon(3, n)));
+    assert_eq!(nat.turns.len(), MAX_VIEWS);
+}
+
+#[test]
 fn the_range_begins_behind_the_port_given_last_and_stays_among_the_ports_there_are() {
     let (nat_, start) = nat(&[5000, 5002]);
     let range = nat_.predicted().unwrap();

@@ -9,7 +9,7 @@ macro_rules! daemon_flags {
         &[
             $($more,)*
             Flag::value("registry", "HOST:PORT", "the registry to join, or local for the one of this machine"),
-            Flag::value("beacon", "HOST:PORT", "the beacon (the registry's host, port 9001)"),
+            Flag::value("beacon", "HOST:PORT", "the beacon, or several (the registry's host, port 9001)"),
             Flag::switch("local", "same as --registry local"),
             Flag::value("hostname", "NAME", "name others find this node by"),
             Flag::value("tags", "A,B", "what this node is good for"),
