@@ -98,9 +98,10 @@ impl Engine {
             return;
         }
         let current = self.relay_for(node);
-        let own = self.node;
+        // Who leads does not wait for the peer to come back to a beacon that may be gone.
+        let leads = self.node < node && !current.is_some_and(|current| self.beacons.doubtful(current));
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        if peer.via.heard(now, via, current, own < node) && !peer.path.proven() {
+        if peer.via.heard(now, via, current, leads) && !peer.path.proven() {
             self.streams.path_changed(now, node);
         }
     }
@@ -122,10 +123,14 @@ impl Engine {
             if self.node < node && peer.via.through().is_some() {
                 peer.via.lead(current);
             }
-            if !peer.path.proven() {
-                // What was on its way through the other one is likely lost.
-                self.streams.path_changed(now, node);
-            }
         }
+        self.relayed_streams_try_again(now);
+    }
+
+    /// What was on its way through a beacon is likely lost.
+    pub(super) fn relayed_streams_try_again(&mut self, now: Instant) {
+        let relayed = self.peers.iter().filter(|(_, peer)| !peer.path.proven());
+        let nodes: Vec<NodeId> = relayed.map(|(node, _)| *node).collect();
+        nodes.into_iter().for_each(|node| self.streams.path_changed(now, node));
     }
 }

@@ -98,14 +98,16 @@ impl Engine {
     /// Sends the Discovers that are due.
     pub(super) fn run_beacons(&mut self, now: Instant) {
         let mut asks = Vec::new();
-        let changed = self.beacons.tick(now, &mut asks);
+        let turn = self.beacons.tick(now, &mut asks);
         for Ask { to, register } in asks {
             let bytes = if register { self.discover_bytes(now, to) } else { anonymous() };
             self.own_nat.asking(now, to);
             self.send_control(to, bytes);
         }
-        if changed {
+        if turn.chosen {
             self.beacon_changed(now);
+        } else if turn.lost {
+            self.relayed_streams_try_again(now);
         }
     }
 

@@ -23,7 +23,8 @@ impl Engine {
     /// Our interfaces or routes changed, or the machine slept: the beacon is asked how it sees us now, and every way to
     /// every peer in use is tried anew at once.
     pub fn network_changed(&mut self, now: Instant) {
-        self.ask_beacons(now);
+        self.beacons.start_over(now);
+        self.run_beacons(now);
         self.forget_nat(now);
         let nodes: Vec<NodeId> = self.peers.keys().copied().collect();
         for node in nodes {

@@ -20,7 +20,20 @@ impl Registry {
             self.beacons.iter().map(|(id, (addr, _))| json!({"id": id, "addr": addr})).collect();
         // Our own: who asks need not be registered to learn where it is (docs/extensions.md).
         let (own, ports) = (self.settings.beacon.port(), self.beacon_ports());
-        Ok(json!({"type": "beacon_list_ok", "beacons": beacons, "beacon_port": own, "beacon_ports": ports}))
+        let mut answer =
+            json!({"type": "beacon_list_ok", "beacons": beacons, "beacon_port": own, "beacon_ports": ports});
+        self.tell_door(&mut answer);
+        Ok(answer)
+    }
+
+    /// Says where nodes without UDP come in (docs/extensions.md, "compat").
+    pub(super) fn tell_door(&self, answer: &mut Value) {
+        let Some(door) = &self.door else { return };
+        answer["compat"] = json!({"port": door.port, "tls": door.fingerprint.is_some()});
+        let more = [("tls_fingerprint", &door.fingerprint), ("url", &door.url)];
+        for (key, value) in more.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?))) {
+            answer["compat"][key] = json!(value);
+        }
     }
 
     /// Nodes send their traffic where this list says, so not everybody may add to it.

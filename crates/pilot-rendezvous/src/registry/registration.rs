@@ -142,13 +142,7 @@ impl Registry {
             "beacon_ports": self.beacon_ports(),
             "key_generation": self.nodes.get(&id).map_or(0, |n| n.record.rotate_count),
         });
-        if let Some(door) = &self.door {
-            answer["compat"] = json!({"port": door.port, "tls": door.fingerprint.is_some()});
-            let more = [("tls_fingerprint", &door.fingerprint), ("url", &door.url)];
-            for (key, value) in more.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?))) {
-                answer["compat"][key] = json!(value);
-            }
-        }
+        self.tell_door(&mut answer);
         if req.has("hostname") {
             match self.take_name(id, req.text("hostname"), now) {
                 Ok(()) => answer["hostname"] = json!(req.text("hostname")),

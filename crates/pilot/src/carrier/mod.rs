@@ -9,7 +9,7 @@ mod wss;
 
 pub(crate) use auto::Way;
 pub(crate) use link::{DriverEnd, link};
-pub(crate) use wss::{Owner, Target, keep};
+pub(crate) use wss::{Owner, Target, keep, try_out};
 
 use crate::config::Transport;
 use crate::socket::{Sent, Socket};

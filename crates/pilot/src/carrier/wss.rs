@@ -144,6 +144,26 @@ async fn connect(
     identity: &Identity,
     node: NodeId,
 ) -> Result<Open, String> {
+    let mut open = reach(target, proxies).await?;
+    let challenge = open.text().await?;
+    let answer = Challenge::parse(&challenge)?.answer(identity, node);
+    let mut out = Vec::new();
+    encode(Kind::Text, answer.as_bytes(), open.masks.next(), &mut out);
+    send(&mut open.stream, &out).await?;
+    match is_accepted(&open.text().await?) {
+        true => Ok(open),
+        false => Err("it does not accept this node's proof".into()),
+    }
+}
+
+/// Whether a WebSocket can be opened there, and somebody asks for a proof.
+pub(crate) async fn try_out(target: &Target, proxies: &Proxies) -> Result<(), String> {
+    let challenge = reach(target, proxies).await?.text().await?;
+    Challenge::parse(&challenge).map(drop)
+}
+
+/// A WebSocket that has not proven anything yet.
+async fn reach(target: &Target, proxies: &Proxies) -> Result<Open, String> {
     let proxy: Option<&ProxyUrl> = proxies.secure(&target.host, target.port);
     let mut stream = proxies.connect(proxy, &target.host, target.port).await?;
     if target.tls {
@@ -185,16 +205,7 @@ async fn connect(
     }
     let mut decoder = Decoder::new(Role::Client, MAX_MESSAGE);
     decoder.feed(&bytes[used..]);
-    let mut open = Open { stream, decoder, masks: Masks::new() };
-    let challenge = open.text().await?;
-    let answer = Challenge::parse(&challenge)?.answer(identity, node);
-    let mut out = Vec::new();
-    encode(Kind::Text, answer.as_bytes(), open.masks.next(), &mut out);
-    send(&mut open.stream, &out).await?;
-    match is_accepted(&open.text().await?) {
-        true => Ok(open),
-        false => Err("it does not accept this node's proof".into()),
-    }
+    Ok(Open { stream, decoder, masks: Masks::new() })
 }
 
 async fn send(stream: &mut (impl tokio::io::AsyncWrite + Unpin), bytes: &[u8]) -> Result<(), String> {

@@ -6,13 +6,15 @@ mod report;
 mod verdict;
 
 pub use report::{
-    Beacon, Captive, Connects, Family, Nat, PathMtu, PortMapping, Proxy, ProxyVariable, Registry, Report, Udp,
+    Beacon, Captive, Connects, Family, Nat, PathMtu, PortMapping, Proxy, ProxyVariable, Registry, Report,
+    Udp, WebSocket,
 };
 pub use verdict::{DaemonView, judge};
 
 use crate::beacons::{has_route, listed, with_port};
-use crate::config::{RegistryTls, split_host_port};
-use crate::registry::Client;
+use crate::carrier::{Target, try_out};
+use crate::config::{NodeConfig, split_host_port};
+use crate::registry::{Client, Door};
 use crate::{mapping, platform};
 use probe::Prober;
 use serde_json::{Value, json};
@@ -42,12 +44,12 @@ const PROXIES: [&str; 4] = ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"
 pub struct Check {
     /// `host:port`; `None`: none is named.
     pub registry: Option<String>,
-    /// TLS towards it.
-    pub registry_tls: Option<RegistryTls>,
     /// `host:port` of beacons; empty: the registry's.
     pub beacons: Vec<String>,
     /// Ask the router for a port; it is given back at once.
     pub port_mapping: bool,
+    /// What a node here would have for the rest: trust in certificates, proxies, transport.
+    pub node: NodeConfig,
     /// A node runs here and has said what it knows.
     pub daemon: Option<DaemonView>,
 }
@@ -71,6 +73,7 @@ struct Asked {
     beacon_port: Option<u16>,
     beacon_ports: Vec<u16>,
     captive: Captive,
+    websocket: Option<WebSocket>,
 }
 
 /// Checks the network, within about ten seconds. `progress` hears what is being done.
@@ -125,7 +128,7 @@ async fn ask(check: &Check, report: &mut Report, prober: Option<&Prober>, progre
     // A running node knows better whether its registry answers, and how to reach it.
     let asking = async {
         match (&check.registry, &check.daemon) {
-            (Some(addr), None) => ask_registry(addr, check.registry_tls.as_ref()).await,
+            (Some(addr), None) => ask_registry(addr, &check.node).await,
             (addr, daemon) => Asked {
                 registry: Registry {
                     addr: addr.clone().unwrap_or_default(),
@@ -196,6 +199,7 @@ async fn ask(check: &Check, report: &mut Report, prober: Option<&Prober>, progre
     report.beacons = targets;
     report.registry = asked.registry;
     report.captive = asked.captive;
+    report.websocket = asked.websocket;
 }
 
 /// The second ports of the registry's beacon, at the address in use.
@@ -212,11 +216,12 @@ fn seconds(check: &Check, asked: &Asked, targets: &[Beacon]) -> Vec<SocketAddr> 
     rest.iter().map(|port| SocketAddr::new(at.ip(), *port)).collect()
 }
 
-async fn ask_registry(addr: &str, tls: Option<&RegistryTls>) -> Asked {
+async fn ask_registry(addr: &str, node: &NodeConfig) -> Asked {
+    let tls = node.registry_tls.as_ref();
     let how = if tls.is_some() { "tls" } else { "tcp" };
     let mut registry = Registry { addr: addr.to_owned(), how, ..Registry::default() };
     let mut captive = Captive::default();
-    let client = match Client::new(addr, tls) {
+    let client = match Client::with(addr, tls, &node.proxies, node.transport) {
         Ok(client) => client,
         Err(error) => {
             return Asked { registry: Registry { error, ..registry }, ..Asked::default() };
@@ -244,6 +249,10 @@ async fn ask_registry(addr: &str, tls: Option<&RegistryTls>) -> Asked {
     } else if let Some(ip) = registry.ip {
         captive = stranger(ip, addr, &registry.error).await;
     }
+    let websocket = match registry.reachable {
+        true => websocket(addr, node, Door::of(&answer).as_ref()).await,
+        false => None,
+    };
     let port = |value: &Value| value.as_u64().and_then(|p| u16::try_from(p).ok()).filter(|&p| p != 0);
     Asked {
         registry,
@@ -257,6 +266,23 @@ async fn ask_registry(addr: &str, tls: Option<&RegistryTls>) -> Asked {
             .take(4)
             .collect(),
         captive,
+        websocket,
+    }
+}
+
+/// Whether the WebSocket of settings or registry can be opened.
+async fn websocket(registry: &str, node: &NodeConfig, door: Option<&Door>) -> Option<WebSocket> {
+    let config = NodeConfig { registry: registry.to_owned(), ..node.clone() };
+    let host = split_host_port(registry).map_or("", |(host, _)| host);
+    let failed = |url: String, error: String| Some(WebSocket { url, works: false, error });
+    let target = match Target::find(&config, host, door) {
+        Ok(target) => target?,
+        Err(error) => return failed(node.compat_beacon.clone().unwrap_or_default(), error),
+    };
+    match timeout(REGISTRY, try_out(&target, &node.proxies)).await {
+        Ok(Ok(())) => Some(WebSocket { url: target.to_string(), works: true, error: String::new() }),
+        Ok(Err(error)) => failed(target.to_string(), error),
+        Err(_) => failed(target.to_string(), format!("no answer within {} s", REGISTRY.as_secs())),
     }
 }
 

@@ -16,6 +16,8 @@ pub struct Report {
     pub registry: Registry,
     /// UDP.
     pub udp: Udp,
+    /// The way for networks without UDP; `None`: the registry names none, or a daemon's word was taken.
+    pub websocket: Option<WebSocket>,
     /// IPv4.
     pub ipv4: Family,
     /// IPv6.
@@ -76,6 +78,17 @@ pub struct Udp {
     /// A beacon answers.
     pub works: bool,
     /// Why it could not be tried; empty if it could.
+    pub error: String,
+}
+
+/// The WebSocket to the beacon.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct WebSocket {
+    /// `wss://host:port/path`.
+    pub url: String,
+    /// It can be opened.
+    pub works: bool,
+    /// Why not; empty if it can.
     pub error: String,
 }
 

@@ -60,15 +60,19 @@ fn mapped(report: &Report) -> bool {
     report.port_mapping.external.is_some()
 }
 
-/// Datagrams get through without UDP.
-fn carried(daemon: Option<&DaemonView>) -> bool {
+/// Datagrams get through without UDP, or would.
+fn carried(report: &Report, daemon: Option<&DaemonView>) -> bool {
+    on_websocket(daemon) || report.websocket.as_ref().is_some_and(|websocket| websocket.works)
+}
+
+fn on_websocket(daemon: Option<&DaemonView>) -> bool {
     daemon.is_some_and(|daemon| !daemon.transport.is_empty() && daemon.transport != "udp")
 }
 
 fn connects(report: &Report, daemon: Option<&DaemonView>) -> Connects {
     let known = daemon.is_some_and(|daemon| daemon.registered);
     match (report.udp.works, report.registry.reachable) {
-        (false, true) if carried(daemon) => Connects::Relayed,
+        (false, true) if carried(report, daemon) => Connects::Relayed,
         (false, _) => Connects::No,
         (true, false) if known => Connects::KnownPeers,
         (true, false) => Connects::No,
@@ -130,7 +134,7 @@ fn summary(report: &Report, daemon: Option<&DaemonView>) -> Vec<String> {
     if report.ipv6.works == Some(true) && report.udp.works {
         say("IPv6 works: peers that have it as well need no help of a NAT.");
     }
-    if carried(daemon) && report.udp.works {
+    if on_websocket(daemon) && report.udp.works {
         say("The daemon still uses a WebSocket and goes back to UDP by itself.");
     }
     if report.captive.suspected {
@@ -164,9 +168,12 @@ fn advice(report: &Report, daemon: Option<&DaemonView>) -> Vec<String> {
             report.registry.error.trim_end_matches('.')
         ));
     }
-    if !report.udp.works && !carried(daemon) && report.udp.error.is_empty() {
+    if !report.udp.works && report.udp.error.is_empty() {
         let to = report.beacons.iter().find_map(|beacon| beacon.address);
         match to {
+            Some(to) if carried(report, daemon) => {
+                out.push(format!("For direct connections, have the firewall let UDP out to {to} and back."))
+            }
             Some(to) => out.push(format!("Have the firewall let UDP out to {to} and back.")),
             None if report.beacons.is_empty() => out.push("Name a beacon with --beacon HOST:PORT.".into()),
             None => out.push("Check the names of the beacons; none of them could be looked up.".into()),
@@ -188,7 +195,7 @@ fn advice(report: &Report, daemon: Option<&DaemonView>) -> Vec<String> {
     if !report.proxy.variables.is_empty() && !report.registry.reachable {
         let names: Vec<&str> = report.proxy.variables.iter().map(|variable| variable.name.as_str()).collect();
         out.push(format!(
-            "The environment names a proxy ({}); this check does not go through it.",
+            "The environment names a proxy ({}); only connections with TLS go through it: name a registry with TLS.",
             names.join(", ")
         ));
     }
@@ -197,7 +204,7 @@ fn advice(report: &Report, daemon: Option<&DaemonView>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::{Beacon, PortMapping};
+    use super::super::report::{Beacon, PortMapping, WebSocket};
     use super::*;
 
     fn report(udp: bool, registry: bool, class: &'static str) -> Report {
@@ -229,6 +236,17 @@ mod tests {
         assert_eq!(of(false, true, "unknown"), Connects::No);
         assert_eq!(of(true, false, "none"), Connects::No);
         assert_eq!(of(false, false, "unknown"), Connects::No);
+        let mut report = report(false, true, "unknown");
+        let url = "wss://r.example:443/v1/compat".into();
+        report.websocket = Some(WebSocket { url, works: true, error: String::new() });
+        let carried = judged(report.clone(), None);
+        assert_eq!(carried.connects, Connects::Relayed);
+        assert_eq!(
+            carried.advice,
+            ["For direct connections, have the firewall let UDP out to 192.0.2.1:9001 and back."]
+        );
+        report.websocket.as_mut().unwrap().works = false;
+        assert_eq!(judged(report, None).connects, Connects::No);
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub const COMMANDS: &[Spec] = &[Spec {
         Flag::switch("port-mapping", "ask the router whether it would map a port (on)"),
     ],
     returns: "connects (directly|mixed|relayed|known_peers|no), summary[], advice[], registry{}, udp{}, ipv4{}, ipv6{}, \
-              nat{}, port_mapping{}, beacons[], mtu{}, captive{}, proxy{}, daemon{}, took_ms",
+              websocket{}, nat{}, port_mapping{}, beacons[], mtu{}, captive{}, proxy{}, daemon{}, took_ms",
     tier: Tier::Core,
     run: Run::Async(|ctx, args| Box::pin(run(ctx, args))),
 }];
@@ -98,7 +98,6 @@ fn check(ctx: &Ctx, args: &Args, info: Option<&Value>) -> Result<Check, CliError
         };
         return Ok(Check {
             registry: info["registry_addr"].as_str().filter(|text| !text.is_empty()).map(str::to_owned),
-            registry_tls: None,
             beacons: match (args.given("beacon"), told.is_empty()) {
                 (true, _) => node.beacons,
                 (false, true) => one(),
@@ -106,22 +105,24 @@ fn check(ctx: &Ctx, args: &Args, info: Option<&Value>) -> Result<Check, CliError
             },
             // The daemon has asked.
             port_mapping: false,
+            node: pilot::NodeConfig::default(),
             daemon: Some(view(info)),
         });
     }
     let registry = settings.text("registry").map_err(invalid)?;
     let local = || Place::local(ctx.env()).state();
-    let (registry, mut beacons, mut tls) = (registry, node.beacons, node.registry_tls);
+    let mut node = node;
+    let mut beacons = std::mem::take(&mut node.beacons);
     let registry = match registry.filter(|registry| registry != LOCAL) {
         Some(registry) => Some(registry),
         // Nothing is started by a check.
         None => local().map(|state| {
             beacons = vec![state.beacon_here().to_string()];
-            tls = state.registry_fingerprint().cloned().map(pilot::RegistryTls::Pinned);
+            node.registry_tls = state.registry_fingerprint().cloned().map(pilot::RegistryTls::Pinned);
             state.registry_here().to_string()
         }),
     };
-    Ok(Check { registry, registry_tls: tls, beacons, port_mapping: node.port_mapping, daemon: None })
+    Ok(Check { registry, beacons, port_mapping: node.port_mapping, node, daemon: None })
 }
 
 fn view(info: &Value) -> DaemonView {
@@ -171,6 +172,10 @@ fn page(report: &Report, data: &Value, style: &Style) -> String {
             (false, error) => error.into(),
         },
     );
+    if let Some(websocket) = &report.websocket {
+        let state = if websocket.works { "can be opened" } else { websocket.error.as_str() };
+        row("websocket", format!("{} · {state}", websocket.url));
+    }
     for (label, family) in [("ipv4", &report.ipv4), ("ipv6", &report.ipv6)] {
         let mut line = match family.addresses.as_slice() {
             [] => "no address".to_owned(),

@@ -30,7 +30,7 @@ fn netcheck_says_what_each_kind_of_place_allows() {
         (Site::Predictable, "mixed", "per_destination_predictable", 0),
         (Site::Pcp, "directly", "endpoint_independent", 0),
         (Site::Upnp, "directly", "endpoint_independent", 0),
-        (Site::UdpBlocked, "no", "unknown", 1),
+        (Site::UdpBlocked, "relayed", "unknown", 0),
     ];
     let agents: Vec<Agent> =
         (1..).zip(&kinds).map(|(n, (site, ..))| net.agent(*site, site.name(), n)).collect();
@@ -59,6 +59,7 @@ fn netcheck_says_what_each_kind_of_place_allows() {
             assert!(data["mtu"].is_null(), "{name}: {data}");
             let advice = data["advice"].to_string();
             assert!(advice.contains("let UDP out to"), "{name}: {data}");
+            assert_eq!(data["websocket"]["works"], true, "{name}: {data}");
         }
     }
     for (site, protocol) in [(Site::Pcp, "pcp"), (Site::Upnp, "upnp")] {

@@ -11,6 +11,8 @@ const REPEAT: Duration = Duration::from_millis(100);
 const MAX_FIRST_REPEAT: Duration = Duration::from_secs(1);
 /// Discovers of one question.
 const COPIES: u32 = 5;
+/// Copies without an answer that make it doubtful whether there will be one.
+const DOUBT: u32 = 3;
 /// The last copy of an urgent question is waited for so long.
 const URGENT_WAIT: Duration = Duration::from_millis(500);
 /// A beacon that answers none of them is asked again after this time: it may be back, and peers that only reach us through
@@ -18,6 +20,8 @@ const URGENT_WAIT: Duration = Duration::from_millis(500);
 const SILENT_EVERY: Duration = Duration::from_secs(5);
 /// If another one answers, the distance doubles up to this.
 const MAX_SILENT_EVERY: Duration = Duration::from_secs(60);
+/// An urgent question that is asked anew meanwhile is not waited for any longer than this: its five copies take as long.
+const URGENT_LIMIT: Duration = Duration::from_secs(2);
 /// A DiscoverReply counts only this long after a Discover.
 const REPLY_WITHIN: Duration = Duration::from_secs(2);
 /// Frames go out through a beacon and nothing comes back from it for this time: it is asked whether it is there.
@@ -63,6 +67,8 @@ struct Question {
     sent: u32,
     /// Traffic depends on the answer.
     urgent: bool,
+    /// Since when traffic has depended on one, however often it was asked anew.
+    urgent_since: Option<Instant>,
     /// How long nothing had been sent or received before it, as far as is known.
     quiet: Option<Duration>,
 }
@@ -144,6 +150,11 @@ impl Entry {
         self.next = now;
     }
 
+    /// It has not answered the first copies of a question.
+    pub(super) fn doubtful(&self) -> bool {
+        self.question.is_some_and(|question| question.sent >= DOUBT)
+    }
+
     /// The same, also if one is under way.
     pub(super) fn ask_anew(&mut self, now: Instant) {
         self.begin(now, self.question.is_some_and(|question| question.urgent));
@@ -154,7 +165,14 @@ impl Entry {
         let quiet = self.quiet_since.map(|at| now.saturating_duration_since(at));
         // The answer to a copy of the question before must not make the way look short.
         let first = self.question.map_or(now, |question| question.first);
-        self.question = Some(Question { first, sent: 0, urgent, quiet });
+        let urgent_since = self.question.and_then(|question| question.urgent_since);
+        let urgent_since = urgent.then(|| urgent_since.unwrap_or(now));
+        self.question = Some(Question { first, sent: 0, urgent, urgent_since, quiet });
+    }
+
+    /// What was asked on another network is not waited for.
+    pub(super) fn start_over(&mut self) {
+        self.question = None;
     }
 
     pub(super) fn take_up(&mut self, now: Instant) {
@@ -198,7 +216,8 @@ impl Entry {
         let Some(question) = &mut self.question else { return Due::Nothing };
         let (sent, urgent) = (question.sent, question.urgent);
         let copies = if self.in_use { COPIES } else { 2 };
-        if sent >= copies {
+        let since = question.urgent_since.filter(|_| self.in_use && sent > 0);
+        if sent >= copies || since.is_some_and(|at| now.saturating_duration_since(at) >= URGENT_LIMIT) {
             self.question = None;
             self.failed(now, patient);
             return Due::Lost;

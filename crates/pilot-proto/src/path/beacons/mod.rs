@@ -68,6 +68,15 @@ pub fn reference_pick(key: &[u8; 32], count: usize) -> usize {
     (hash as usize).checked_rem(count).unwrap_or(0)
 }
 
+/// What became of the beacons.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Turn {
+    /// Another one is chosen now.
+    pub chosen: bool,
+    /// One that frames may have been sent through does not answer.
+    pub lost: bool,
+}
+
 /// All beacons of a node.
 #[derive(Debug, Default)]
 pub struct Beacons {
@@ -116,6 +125,11 @@ impl Beacons {
         self.list.iter().any(|entry| entry.addr == addr && entry.in_use && entry.state != State::Down)
     }
 
+    /// It has left several Discovers unanswered.
+    pub fn doubtful(&self, addr: SocketAddr) -> bool {
+        self.list.iter().any(|entry| entry.addr == addr && entry.doubtful())
+    }
+
     /// The beacons to try one after the other when nothing comes back: the chosen one first, then the other usable ones.
     pub fn turns(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         let others = self.list.iter().filter(|e| e.in_use && e.state != State::Down).map(|e| e.addr);
@@ -131,6 +145,12 @@ impl Beacons {
     /// A new question to each one in use.
     pub fn ask_all(&mut self, now: Instant) {
         self.list.iter_mut().filter(|entry| entry.in_use).for_each(|entry| entry.ask_anew(now));
+    }
+
+    /// On another network: what was asked on the one before tells nothing.
+    pub fn start_over(&mut self, now: Instant) {
+        self.list.iter_mut().for_each(Entry::start_over);
+        self.ask_all(now);
     }
 
     /// A new question to one.
@@ -152,8 +172,8 @@ impl Beacons {
         self.list.iter().map(Entry::deadline).min()
     }
 
-    /// Runs the timers. Every Discover it asks for must be sent. True: another beacon is chosen now.
-    pub fn tick(&mut self, now: Instant, asks: &mut Vec<Ask>) -> bool {
+    /// Runs the timers. Every Discover it asks for must be sent.
+    pub fn tick(&mut self, now: Instant, asks: &mut Vec<Ask>) -> Turn {
         let (mut look_around, mut lost) = (false, false);
         let ups = self.list.iter().filter(|entry| entry.state == State::Up).count();
         for entry in &mut self.list {
@@ -183,7 +203,7 @@ impl Beacons {
                 entry.ask(now, false);
             }
         }
-        self.choose(now)
+        Turn { chosen: self.choose(now), lost }
     }
 
     /// A DiscoverReply from this address. `None`: nobody had asked it. True: another beacon is chosen now.

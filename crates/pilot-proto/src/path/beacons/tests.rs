@@ -141,6 +141,23 @@ fn while_traffic_is_relayed_the_loss_of_the_chosen_beacon_moves_it_within_four_s
     }
 }
 
+/// A path that is lost has the beacons asked anew, and that again and again while nothing gets through.
+#[test]
+fn a_lost_beacon_is_left_however_often_it_is_asked_anew_meanwhile() {
+    let mut world = World::new(&[(1, Some(20)), (2, Some(40))]);
+    world.traffic = Some(ms(50));
+    world.run(ms(40_000));
+    world.chosen.clear();
+    world.set_rtt(1, None);
+    for _ in 0..16 {
+        world.run(ms(250));
+        let now = world.now;
+        world.beacons.ask_all(now);
+    }
+    let [(at, other)] = world.chosen[..] else { panic!("{:?}", world.chosen) };
+    assert!(other == beacon(2) && at - 40_000 < 4_000, "{at}");
+}
+
 #[test]
 fn without_traffic_the_loss_is_noticed_at_the_next_discover() {
     let mut world = World::new(&[(1, Some(20)), (2, Some(60))]);

@@ -121,6 +121,8 @@ pub(in crate::stream) struct Sender {
     probe: Option<u64>,
     tlp_done: bool,
     timeouts: u32,
+    /// The same since the way to the peer changed.
+    backoff: u32,
     last_sent: Option<Instant>,
     pace_at: Option<Instant>,
     rto_at: Option<Instant>,
@@ -167,6 +169,7 @@ impl Sender {
             probe: None,
             tlp_done: false,
             timeouts: 0,
+            backoff: 0,
             last_sent: None,
             pace_at: None,
             rto_at: None,

@@ -96,7 +96,7 @@ impl Sender {
         self.unpark(now, blocks);
         self.detect(now, flight_before);
         if progress || delivered > 0 {
-            self.timeouts = 0;
+            (self.timeouts, self.backoff) = (0, 0);
             self.tlp_done = false;
             self.rto_extra = Duration::ZERO;
             self.rto_at = (!self.segs.is_empty()).then(|| now + self.backed_off_rto());
@@ -275,7 +275,7 @@ impl Sender {
     }
 
     pub(super) fn backed_off_rto(&self) -> Duration {
-        (self.rtt.rto() * (1 << self.timeouts.min(8))).min(MAX_RTO)
+        (self.rtt.rto() * (1 << self.backoff.min(8))).min(MAX_RTO)
     }
 
     pub(super) fn arm_tlp(&mut self, now: Instant) {
@@ -331,6 +331,7 @@ impl Sender {
         self.tlp_at = None;
         let Some(head) = self.segs.front() else { return false };
         self.timeouts += 1;
+        self.backoff += 1;
         let flight = self.in_flight;
         if head.sacked {
             self.unmark_all();
@@ -359,6 +360,8 @@ impl Sender {
             self.lose(0);
             self.segs[0].spare = true;
             self.credit = true;
+            // The first try on the new way may get lost as well: the peer need not have noticed yet.
+            self.backoff = 0;
             self.rto_at = Some(now + self.backed_off_rto());
         }
     }
@@ -378,7 +381,7 @@ impl Sender {
             if self.timeouts > 0 {
                 self.cc.forgive();
             }
-            (self.timeouts, self.credit) = (0, true);
+            (self.timeouts, self.backoff, self.credit) = (0, 0, true);
             (self.rto_at, self.tlp_at, self.pace_at, self.rto_extra) = (None, None, None, Duration::ZERO);
         }
     }
