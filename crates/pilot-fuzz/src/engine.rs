@@ -50,6 +50,7 @@ fn config(node: NodeId, public: bool) -> Config {
         relay_only: false,
         loopback_payload: 1152,
         idle_timeout: Duration::from_secs(120),
+        user_timeout: Duration::from_secs(900),
         keepalive: Duration::from_secs(60),
         max_conns_per_port: 16,
         max_conns_total: 32,

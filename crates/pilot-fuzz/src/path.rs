@@ -53,9 +53,10 @@ impl Rig {
         let mut runs = 0;
         while self.path.deadline(self.active).is_some_and(|at| at <= self.now) {
             match self.path.tick(self.now, self.active, self.relay) {
-                Some(Tick::Check) => self.probe(false),
+                Some(Tick::Check { .. }) => self.probe(false),
                 Some(Tick::Probe) => self.probe(true),
                 Some(Tick::Lost) => assert!(self.relay && !self.path.proven(), "only for a relay"),
+                Some(Tick::Lull) => assert!(!self.path.proven(), "a direct path is probed instead"),
                 Some(Tick::Punch) => assert!(!self.path.proven() && !self.path.relay_only),
                 None => {}
             }

@@ -34,6 +34,28 @@ fn noise_is_dropped_by_kind() {
     assert!(net.sent_by(1).is_empty());
 }
 
+/// A restarted process owns the port its peers still send to before the registry has said who it is.
+#[test]
+fn before_it_has_its_number_a_node_answers_no_peer_and_asks_nothing_about_one() {
+    let mut net = world();
+    let peer = Scripted::new(9, 1, net.now);
+    let now = net.now;
+    net.engine(1).set_identity(now, identity(1), 0);
+    let mut sealed = frame::pilk(9, peer.secret.public_key()).to_vec();
+    sealed[..4].copy_from_slice(b"PILS");
+    for bytes in [&peer.pila()[..], &frame::pilk(9, peer.secret.public_key()), &sealed, b"PILP"] {
+        give(&mut net, addr_of(9), bytes);
+    }
+    assert_eq!(net.drops(1), [("unregistered", 4)]);
+    assert_eq!(net.take_events(1), []);
+    assert!(net.sent_by(1).is_empty());
+    let now = net.now;
+    net.engine(1).set_identity(now, identity(1), 1);
+    give(&mut net, addr_of(9), &peer.pila());
+    assert!(net.take_events(1).contains(&Event::NeedKey(9)), "from then on it does");
+    assert!(net.sent_by(1).contains(&"PILA".to_owned()), "{:?}", net.sent_by(1));
+}
+
 #[test]
 fn only_the_beacon_may_speak_as_the_beacon() {
     let mut net = world();

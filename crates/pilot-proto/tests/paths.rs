@@ -7,6 +7,7 @@ mod support;
 
 use pilot_proto::engine::{Config, Output};
 use pilot_proto::path::{Candidate, CandidateKind};
+use pilot_proto::stream::StreamEvent;
 use pilot_proto::wire::addr::Addr;
 use pilot_proto::{NodeId, engine::Event};
 use support::{Net, SECOND, addr_of, beacon_addr, config, identity, ms, plain};
@@ -250,4 +251,155 @@ fn a_direct_path_in_use_is_quiet_when_nothing_is_sent() {
     let mut buf = Vec::new();
     let now = net.now;
     assert!(matches!(net.engine(1).poll_output(now, &mut buf), Output::Timeout(_)));
+}
+
+/// Both nodes are behind NATs that forget what was silent for twelve seconds.
+#[test]
+fn a_path_that_nats_forget_early_is_lost_at_first_and_then_kept_open() {
+    let mut net = strangers(config(1), config(2));
+    net.engine(2).listen(80);
+    let now = net.now;
+    let conn = net.engine(1).dial(now, Addr::backbone(2), 80).unwrap();
+    let mut left = std::collections::BTreeMap::new();
+    net.filter = Box::new(move |sent| {
+        if sent.to == beacon_addr() || sent.from == beacon_addr() {
+            return true;
+        }
+        left.insert(sent.from, sent.at);
+        left.get(&sent.to).is_some_and(|at| sent.at - *at < 12 * SECOND)
+    });
+    net.run(10 * SECOND);
+    assert!(both(&mut net, "direct"));
+    let mut relayed = Vec::new();
+    for round in 0..20 {
+        // An application that says something now and then, fifteen seconds after a keepalive of 25 s each.
+        let now = net.now;
+        net.engine(1).write(now, conn, bytes::Bytes::from_static(b"tick")).unwrap();
+        for _ in 0..650 {
+            net.run(ms(100));
+            let away = [path(&mut net, 1, 2), path(&mut net, 2, 1)].iter().any(|path| *path != "direct");
+            relayed.extend(away.then_some(round));
+        }
+    }
+    println!(
+        "relayed, tenths of a second: {} in rounds {:?}",
+        relayed.len(),
+        relayed.iter().collect::<std::collections::BTreeSet<_>>()
+    );
+    assert!(!relayed.is_empty(), "they do forget");
+    assert!(relayed.iter().all(|round| *round < 10), "{relayed:?}");
+}
+
+/// A laptop is closed for ten minutes in the middle of a transfer, whichever side it is.
+#[test]
+fn streams_outlive_ten_minutes_of_sleep_and_go_on_within_three_seconds() {
+    let write = |net: &mut Net, conn, n: usize| {
+        let now = net.clock(1);
+        assert_eq!(net.engine(1).write(now, conn, bytes::Bytes::from(vec![7; n])), Ok(bytes::Bytes::new()));
+    };
+    let read = |net: &mut Net, conn| {
+        let bytes = std::iter::from_fn(|| net.engine(2).read(conn)).map(|bytes| bytes.len()).sum::<usize>();
+        let now = net.clock(2);
+        net.engine(2).consumed(now, conn, bytes);
+        bytes
+    };
+    for (sleeper, stands_still, relayed, busy) in
+        (0..16).map(|n: u8| (1 + NodeId::from(n & 1), n & 2 > 0, n & 4 > 0, n & 8 > 0))
+    {
+        let case = format!(
+            "node {sleeper} sleeps, its clock stands still: {stands_still}, relayed: {relayed}, busy: {busy}"
+        );
+        let relay = |n| pilot_proto::engine::Config { relay_only: relayed, ..config(n) };
+        let mut net = strangers(relay(1), relay(2));
+        net.engine(2).listen(80);
+        let now = net.now;
+        let a = net.engine(1).dial(now, Addr::backbone(2), 80).unwrap();
+        net.run(5 * SECOND);
+        let b = net.take_events(2).into_iter().find_map(|event| match event {
+            Event::Stream(StreamEvent::Incoming { conn, .. }) => Some(conn),
+            _ => None,
+        });
+        let b = b.expect("accepted");
+        write(&mut net, a, 100_000);
+        net.run(5 * SECOND);
+        assert_eq!(read(&mut net, b), 100_000);
+        if busy {
+            // Half of it is under way when the lid closes.
+            write(&mut net, a, 1_000_000);
+            net.run(ms(60));
+        }
+        let before = read(&mut net, b);
+        net.suspend(sleeper, 600 * SECOND, stands_still);
+        let end = net.now;
+        write(&mut net, a, 1_000);
+        let wanted = if busy { 1_001_000 } else { 1_000 };
+        let (mut got, mut first) = (before, None);
+        while got < wanted && net.now - end < 60 * SECOND {
+            net.run(ms(10));
+            got += read(&mut net, b);
+            first = first.or((got > before).then(|| net.now - end));
+        }
+        println!("{case}: {got} bytes, the first after {first:?}, the last after {:?}", net.now - end);
+        assert_eq!(got, wanted, "{case}");
+        assert!(first.is_some_and(|first| first < 3 * SECOND), "{case}: {first:?}");
+    }
+}
+
+/// Peers of the node that has many.
+const MANY: NodeId = 100;
+
+/// Packets the node sent to peers, and to its beacon, and how often its timers ran, while it was left alone for so long.
+fn cost(net: &mut Net, time: std::time::Duration) -> (usize, usize, usize) {
+    net.log.clear();
+    let woken = net.hosts[&1].wakes;
+    net.run(time);
+    let sent = |to_beacon: bool| {
+        let own = net.log.iter().filter(|s| s.from == addr_of(1));
+        own.filter(|s| (s.to == beacon_addr()) == to_beacon).count()
+    };
+    (sent(false), sent(true), (net.hosts[&1].wakes - woken) as usize)
+}
+
+#[test]
+fn a_hundred_idle_peers_cost_what_keeps_their_nat_mappings_and_later_nothing() {
+    let mut net = Net::new();
+    for id in 1..=MANY + 1 {
+        net.add(id, config(id as u8));
+    }
+    let mut net = net.with_beacon();
+    let now = net.now;
+    for id in 2..=MANY + 1 {
+        for (id, other) in [(1, id), (id, 1)] {
+            let key = *identity(other as u8).public_key();
+            net.engine(id).set_peer_key(now, other, Some(key));
+            net.engine(id).set_local_candidates(now, vec![Candidate::new(addr_of(id), CandidateKind::Lan)]);
+        }
+        net.engine(id).listen(80);
+    }
+    let conns: Vec<_> =
+        (2..=MANY + 1).map(|id| net.engine(1).dial(now, Addr::backbone(id), 80).unwrap()).collect();
+    net.run(60 * SECOND);
+    for id in 2..=MANY + 1 {
+        assert_eq!(path(&mut net, 1, id), "direct");
+    }
+    let (peers, beacon, woken) = cost(&mut net, 60 * SECOND);
+    println!(
+        "100 peers with an idle stream each, a minute: {peers} packets to them, {beacon} to the beacon, {woken} timers"
+    );
+    // A keepalive of 25 s from each side and its answer, and one look for something better a minute.
+    assert!((1..=10 * MANY as usize).contains(&peers), "{peers}");
+    assert!(beacon <= 6, "{beacon}");
+    assert!(woken <= 10 * MANY as usize, "{woken}");
+
+    let now = net.now;
+    conns.into_iter().for_each(|conn| net.engine(1).close(now, conn));
+    net.run(150 * SECOND);
+    let (peers, beacon, woken) = cost(&mut net, 60 * SECOND);
+    println!(
+        "100 peers without streams, a minute: {peers} packets to them, {beacon} to the beacon, {woken} timers"
+    );
+    assert_eq!(peers, 0);
+    assert!(beacon <= 6 && woken <= 20, "{beacon} {woken}");
+    net.run(300 * SECOND);
+    assert_eq!(net.engine(1).peers().len(), 0, "a peer that nobody uses is forgotten");
 }

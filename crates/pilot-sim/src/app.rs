@@ -54,6 +54,8 @@ pub struct Side {
     pub aborted: bool,
     /// It is of a reference process that ended it before its last bytes, unknown to anybody.
     pub cut_short: bool,
+    /// It may be one that a reference process ended, with the client it was for, before the application knew which it was.
+    pub dropped: bool,
 }
 
 /// A stream of the workload.
@@ -270,7 +272,7 @@ impl World {
         if server.conn.is_some() {
             return Err(Violation::StreamTwice { stream: id });
         }
-        (server.conn, server.over) = (Some(conn), false);
+        (server.conn, server.over, server.dropped) = (Some(conn), false, false);
         node.conns.insert(conn, (id, 1));
         self.deliver(n, id, 1, &early)?;
         self.schedule_abort(id, 1);
@@ -443,9 +445,10 @@ impl World {
         let ended = peer.ending || self.nodes[stream.node(1 - side)].slept;
         // Excuse: a reference node that ends a stream of its own accord, or before its last bytes, says so to us alone. Its
         // applications can only close, where ours abort, and so does it for a client it drops.
-        let closed = (peer.aborted || peer.lost) && self.plan.reference(stream.node(1 - side));
+        let lost = peer.lost || peer.dropped;
+        let closed = (peer.aborted || lost) && self.plan.reference(stream.node(1 - side));
         let ended = ended || peer.cut_short || closed;
-        let short = me.delivered != peer.written && !peer.cut_short && !(closed && peer.lost);
+        let short = me.delivered != peer.written && !peer.cut_short && !(closed && lost);
         if short || !ended {
             let (delivered, sent) = (me.delivered, peer.written);
             return Err(Violation::Incomplete { stream: id, direction: 1 - side, delivered, sent });
@@ -492,6 +495,17 @@ impl World {
             self.report.connected_after = self.now - FAULTS_END;
         }
         Ok(())
+    }
+
+    /// A reference node drops its client, and with it connections of which nobody has said yet which streams they are.
+    pub(crate) fn drop_strangers(&mut self, n: usize) {
+        if self.nodes[n].strangers.is_empty() {
+            return;
+        }
+        for stream in self.streams.iter_mut().filter(|s| s.plan.server == n) {
+            let [client, server] = &mut stream.sides;
+            server.dropped |= client.conn.is_some() && !client.over && server.conn.is_none();
+        }
     }
 
     /// A node's process dies: its streams are over, on its side.

@@ -184,6 +184,7 @@ fn engine(start: Start, now: Instant) -> Engine {
         relay_only: false,
         loopback_payload: 1152,
         idle_timeout: Duration::from_secs(120),
+        user_timeout: Duration::from_secs(900),
         keepalive: Duration::from_secs(60),
         max_conns_per_port: 1024,
         max_conns_total: 65_536,

@@ -591,7 +591,10 @@ impl World {
                 let peer = fields["peer_node_id"].as_u64().unwrap_or(0);
                 self.nodes[n].salvaged.insert(peer as NodeId, self.now);
             }
-            Event::Publish(reference::CLIENT_DROPPED, _) => self.lose_streams(n),
+            Event::Publish(reference::CLIENT_DROPPED, _) => {
+                self.drop_strangers(n);
+                self.lose_streams(n);
+            }
             Event::Publish(reference::CUT_SHORT, fields) => {
                 let conn = ConnId(fields["conn"].as_u64().unwrap_or(0) as u32);
                 if let Some((id, side)) = self.nodes[n].conns.get(&conn) {

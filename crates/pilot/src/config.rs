@@ -1,5 +1,6 @@
 //! Settings of a node and why one does not start.
 
+use crate::proxy::Proxies;
 use pilot_disk::Disk;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -10,8 +11,22 @@ use std::time::Duration;
 pub enum RegistryTls {
     /// SHA-256 of the leaf certificate, 64 lower-case hex digits.
     Pinned(String),
-    /// The operating system's roots.
+    /// The operating system's roots, or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`.
     System,
+    /// Either of these: a certificate the registry told of earlier, which it may have renewed since.
+    PinnedOrSystem(String),
+}
+
+/// What carries datagrams to the beacon (spec 04 section 17).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// UDP alone.
+    Udp,
+    /// A WebSocket alone; the registry is reached with TLS.
+    Compat,
+    /// UDP while the beacon answers over it, a WebSocket while it does not.
+    #[default]
+    Auto,
 }
 
 /// Settings of a node. `NodeConfig::default()` is a private, encrypted node of a registry on this host.
@@ -23,6 +38,15 @@ pub struct NodeConfig {
     pub registry_tls: Option<RegistryTls>,
     /// `host:port` of beacons, first one preferred. Empty: the registry's host, port as it says, else 9001.
     pub beacons: Vec<String>,
+    /// What carries datagrams.
+    pub transport: Transport,
+    /// `wss://` or `ws://` URL of the beacon's WebSocket. `None`: as the registry says, else on the registry's own port.
+    pub compat_beacon: Option<String>,
+    /// How the certificate of the WebSocket, and of a registry reached the same way, is trusted. `None`: like that of the
+    /// registry; without any, one the registry told of earlier, or the system's roots.
+    pub compat_tls: Option<RegistryTls>,
+    /// Proxies on the way to registry and WebSocket.
+    pub proxies: Proxies,
     /// UDP listen address. `[::]` serves IPv6 and IPv4 on one port, where there is no IPv6 the latter alone; `0.0.0.0`
     /// serves IPv4.
     pub listen: SocketAddr,
@@ -56,6 +80,8 @@ pub struct NodeConfig {
     pub keepalive: Duration,
     /// Silence after which a stream is closed.
     pub idle_timeout: Duration,
+    /// Silence of a node of our own kind that its streams outlive, because its machine may be asleep (RFC 5482's user timeout).
+    pub user_timeout: Duration,
     /// Most connections per listening port.
     pub max_conns_per_port: usize,
     /// Most connections in total.
@@ -74,6 +100,10 @@ impl Default for NodeConfig {
             registry: "127.0.0.1:9000".into(),
             registry_tls: None,
             beacons: Vec::new(),
+            transport: Transport::default(),
+            compat_beacon: None,
+            compat_tls: None,
+            proxies: Proxies::default(),
             listen: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0),
             identity_path: None,
             email: None,
@@ -90,11 +120,22 @@ impl Default for NodeConfig {
             strict_dataplane_trust: false,
             keepalive: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(120),
+            user_timeout: Duration::from_secs(900),
             max_conns_per_port: 1024,
             max_conns_total: 65_536,
             syn_rate_limit: 100,
             version: env!("CARGO_PKG_VERSION").into(),
             disk: Disk::new(),
+        }
+    }
+}
+
+impl NodeConfig {
+    /// How the registry is spoken to: the transport without UDP always asks for TLS (spec 04 section 17.1).
+    pub(crate) fn trust_of_registry(&self) -> Option<RegistryTls> {
+        match (&self.registry_tls, self.transport) {
+            (None, Transport::Compat) => Some(self.compat_tls.clone().unwrap_or(RegistryTls::System)),
+            (trust, _) => trust.clone(),
         }
     }
 }

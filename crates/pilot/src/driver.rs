@@ -3,6 +3,7 @@
 //! Nothing on a packet's way takes a lock or allocates per packet: datagrams are received in batches into fixed
 //! buffers, opened in place, and sent from one transmit buffer. Everybody else talks to this task by messages.
 
+use crate::carrier::Carrier;
 use crate::command::{Command, Control, Delivery, DialToken, EngineStatus};
 use crate::insist::SessionPins;
 use crate::listener::{BACKLOG, Incoming};
@@ -77,7 +78,7 @@ pub(crate) struct Outlets {
 
 pub(crate) struct Driver {
     engine: Engine,
-    socket: Socket,
+    carrier: Carrier,
     commands: mpsc::UnboundedReceiver<Command>,
     /// For the handles of new streams; weak, so that the channel ends with its users.
     commander: mpsc::WeakUnboundedSender<Command>,
@@ -102,14 +103,14 @@ pub(crate) struct Driver {
 impl Driver {
     pub(crate) fn new(
         engine: Engine,
-        socket: Socket,
+        carrier: Carrier,
         commands: mpsc::UnboundedReceiver<Command>,
         commander: mpsc::WeakUnboundedSender<Command>,
         outlets: Outlets,
     ) -> Driver {
         Driver {
             engine,
-            socket,
+            carrier,
             commands,
             commander,
             outlets,
@@ -131,7 +132,8 @@ impl Driver {
     /// Runs until told to stop.
     pub(crate) async fn run(mut self) {
         let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
-        let io = self.socket.io();
+        self.carrier.begin(Instant::now(), &mut self.engine);
+        let io = self.carrier.socket.io();
         let mut complaint = pin!(Socket::complaint(&io));
         loop {
             let mut busy = self.receive();
@@ -143,10 +145,11 @@ impl Driver {
             }
             let now = Instant::now();
             let engine = &mut self.engine;
-            self.socket.complaints(|complaint| match complaint {
+            self.carrier.socket.complaints(|complaint| match complaint {
                 Complaint::Unreachable(to) => engine.handle_unreachable(now, to),
                 Complaint::TooBig { to, mtu } => engine.handle_mtu_hint(now, to, mtu),
             });
+            self.carrier.poll(now, engine);
             if self.deadline.is_some_and(|at| at <= now) {
                 self.engine.handle_timeout(now);
             }
@@ -176,7 +179,8 @@ impl Driver {
             }
             self.tidy(now);
             let stop = self.stopping.as_ref().map(|(until, _)| *until);
-            let deadline = [self.deadline, self.tidy_at, stop].into_iter().flatten().min();
+            let deadline =
+                [self.deadline, self.tidy_at, stop, self.carrier.deadline()].into_iter().flatten().min();
             let deadline = match deadline {
                 at if !stuck => at,
                 at => Some(at.map_or(now + STUCK, |at| at.min(now + STUCK))),
@@ -184,18 +188,20 @@ impl Driver {
             if let Some(at) = deadline {
                 timer.as_mut().reset(at.into());
             }
-            let Driver { socket, commands, blocked, .. } = &mut self;
+            let Driver { carrier, commands, blocked, .. } = &mut self;
             let command = poll_fn(|cx| {
                 if let Poll::Ready(command) = commands.poll_recv(cx) {
                     return Poll::Ready(command);
                 }
                 if complaint.as_mut().poll(cx).is_ready() {
                     complaint.set(Socket::complaint(&io));
-                    socket.heard();
+                    carrier.socket.heard();
                     return Poll::Ready(None);
                 }
-                if socket.poll_readable(cx).is_ready()
-                    || (blocked.is_some() && !stuck && socket.poll_writable(cx).is_ready())
+                let writable =
+                    !stuck && blocked.is_some_and(|(t, _)| carrier.poll_writable(cx, t.to).is_ready());
+                if carrier.poll_readable(cx).is_ready()
+                    || writable
                     || (deadline.is_some() && timer.as_mut().poll(cx).is_ready())
                 {
                     return Poll::Ready(None);
@@ -223,13 +229,12 @@ impl Driver {
     /// Takes what the socket has; true: perhaps there is more.
     fn receive(&mut self) -> bool {
         for _ in 0..RECEIVES {
-            if !self.socket.receive() {
-                return false;
+            if !self.carrier.socket.receive() {
+                return self.carrier.receive(&mut self.engine);
             }
-            let now = Instant::now();
-            let engine = &mut self.engine;
-            self.socket.for_each(|from, datagram| engine.handle_datagram(now, from, datagram));
+            self.carrier.deliver(Instant::now(), &mut self.engine);
         }
+        self.carrier.receive(&mut self.engine);
         true
     }
 
@@ -261,7 +266,7 @@ impl Driver {
     /// Sends the buffer from `done` on; false: the kernel has no room.
     fn send(&mut self, transmit: Transmit, done: usize) -> bool {
         let Some(bytes) = self.buffer.get(done..transmit.len) else { return true };
-        match self.socket.send(transmit.to, bytes, transmit.segment_size) {
+        match self.carrier.send(Instant::now(), transmit.to, bytes, transmit.segment_size) {
             Sent::Done | Sent::Dropped => {}
             Sent::Blocked(more) => {
                 self.blocked = Some((transmit, done + more));
@@ -352,9 +357,9 @@ impl Driver {
             Command::Greet(node, direct) => self.engine.greet(now, node, &direct),
             Command::Identity(identity, node) => self.engine.set_identity(now, identity, node),
             Command::Local(candidates) => self.engine.set_local_candidates(now, candidates),
-            Command::NetworkChanged => self.engine.network_changed(now),
-            Command::Beacons(beacons) => self.engine.set_beacons(now, &beacons),
-            Command::Beacon(beacon) => self.engine.set_beacon(now, beacon),
+            Command::NetworkChanged => self.carrier.network_changed(now, &mut self.engine),
+            Command::Beacons(beacons) => self.carrier.set_beacons(now, &mut self.engine, &beacons),
+            Command::Beacon(beacon) => self.carrier.set_beacons(now, &mut self.engine, beacon.as_slice()),
             Command::DiscoverProof(proof) => self.engine.set_discover_proof(now, proof),
             Command::Public(public) => self.engine.set_public(public),
             Command::Trusted(node, trusted) => self.engine.set_trusted(node, trusted),

@@ -11,11 +11,13 @@
 //! the other tasks talk to it by messages. Registry, trust and heartbeats run beside it and never delay a packet.
 #![deny(unsafe_code)]
 
+mod carrier;
 mod command;
 mod config;
 mod directory;
 mod driver;
 mod endpoints;
+mod entrance;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -33,6 +35,7 @@ mod peers;
 mod pins;
 mod platform;
 mod presence;
+mod proxy;
 mod records;
 mod registry;
 mod rotation;
@@ -44,11 +47,12 @@ mod trust;
 mod watch;
 
 pub use command::Delivery;
-pub use config::{NodeConfig, RegistryTls, StartError};
+pub use config::{NodeConfig, RegistryTls, StartError, Transport};
 pub use insist::SessionPin;
 pub use listener::Listener;
 pub use node::{Datagram, Node, NodeEvent, NodeStatus};
 pub use pilot_proto;
+pub use proxy::{Credentials, Proxies, ProxyChoice, ProxyUrl};
 pub use registry::{RegistryError, registry_call};
 pub use stream::{ReadHalf, Stream, WriteHalf};
 pub use trust::{ApproveOutcome, HandshakeSent, PendingRequest, TrustWait, TrustedPeer};

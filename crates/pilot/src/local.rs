@@ -67,6 +67,10 @@ impl Shared {
 
     /// The same, with the state at hand.
     pub(crate) fn listen_addr_of(&self, state: &State) -> String {
+        if self.on_websocket() {
+            // Nothing listens (spec 04 section 17).
+            return "0.0.0.0:0".to_owned();
+        }
         if let Some(endpoint) = self.operator().first() {
             return endpoint.clone();
         }
@@ -80,7 +84,7 @@ impl Shared {
 
     /// What references are told beside it.
     pub(crate) fn lan_addrs(&self) -> Vec<String> {
-        if self.alone() || self.config.relay_only {
+        if self.alone() || self.relays() {
             return Vec::new();
         }
         let port = self.bound.port();
@@ -93,7 +97,7 @@ impl Shared {
 
     /// Every address at which we may be reached, best first.
     pub(crate) fn own_candidates(&self) -> Vec<Candidate> {
-        if self.config.relay_only {
+        if self.never_direct() {
             return Vec::new();
         }
         let mut out: Vec<Candidate> = Vec::new();
@@ -146,7 +150,7 @@ impl Shared {
         let (node, registered, published) =
             self.state(|s| (s.node, s.registered.clone(), s.published.clone()));
         // Before the first registration the start waits for this.
-        if node == 0 || self.config.relay_only {
+        if node == 0 || self.relays() {
             return;
         }
         if registered != self.listen_addr() || published != self.endpoint_texts("") {
@@ -156,6 +160,10 @@ impl Shared {
 
     /// The beacon sees us at `at`.
     pub(crate) fn observed(&self, at: SocketAddr) {
+        if self.on_websocket() {
+            // Where the WebSocket comes from says nothing of UDP.
+            return;
+        }
         let before = self.state(|s| s.observed.replace(at));
         if before.is_some_and(|before| before.ip() != at.ip()) {
             // The router has another address, and may have been restarted.

@@ -1,8 +1,10 @@
 //! The public face of a node.
 
+use crate::carrier::{self, Carrier, Target, Way};
 use crate::command::{Command, Control, Delivery, DialToken};
-use crate::config::{NodeConfig, StartError, split_host_port};
+use crate::config::{NodeConfig, StartError, Transport, split_host_port};
 use crate::driver::{Driver, Outlets};
+use crate::entrance::Entrance;
 use crate::insist::{SessionPin, SessionPins};
 use crate::listener::Listener;
 use crate::local::near;
@@ -26,7 +28,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, broadcast, mpsc};
+use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio::time::timeout;
 
 /// Datagrams and events kept for a slow subscriber.
@@ -48,6 +50,8 @@ const START_PAUSES: [Duration; 4] =
     [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
 /// No new attempt after this, however long the attempts themselves took.
 const START_PATIENCE: Duration = Duration::from_secs(8);
+/// Wait for the WebSocket of a node that has nothing else.
+const FIRST_SOCKET: Duration = Duration::from_secs(20);
 /// Largest stream payload towards this host (bytes): a UDP datagram of 64 KiB less all headers.
 const LOOPBACK_PAYLOAD: usize = 61_440;
 /// Time the engine gets for the streams' goodbyes, and a little.
@@ -119,6 +123,8 @@ pub struct NodeStatus {
     pub handshake_pending: usize,
     /// Another machine runs this identity now; this node has stopped registering.
     pub superseded: bool,
+    /// `udp`, or `compat` while datagrams go over a WebSocket.
+    pub transport: &'static str,
     /// Registry answers heartbeats.
     pub registry_ok: bool,
     /// Why it does not; empty if it does.
@@ -177,8 +183,12 @@ impl Node {
         for endpoint in &config.endpoints {
             split_host_port(endpoint).map_err(|e| StartError::Config(format!("endpoint: {e}")))?;
         }
+        let trust_of_registry = config.trust_of_registry();
         let registry =
-            Client::new(&config.registry, config.registry_tls.as_ref()).map_err(StartError::Config)?;
+            Client::with(&config.registry, trust_of_registry.as_ref(), &config.proxies, config.transport)
+                .map_err(StartError::Config)?;
+        let entrance = Entrance::load(&config);
+        Target::find(&config, registry.host(), None).map_err(StartError::Config)?;
         let (identity, rotation) = Node::identities(&config).map_err(StartError::Identity)?;
         let (peers, unread) = Peers::load(config.identity_path.as_deref());
         let (session_pins, unpinned) = SessionPins::load(config.identity_path.as_deref());
@@ -204,6 +214,7 @@ impl Node {
                 loopback_payload: LOOPBACK_PAYLOAD,
                 idle_timeout: config.idle_timeout,
                 keepalive: config.keepalive,
+                user_timeout: config.user_timeout,
                 max_conns_per_port: config.max_conns_per_port,
                 max_conns_total: config.max_conns_total,
                 syn_rate_limit: config.syn_rate_limit,
@@ -223,7 +234,11 @@ impl Node {
             events: events.clone(),
             session_pins: session_pins.clone(),
         };
-        let driver = Driver::new(engine, socket, asked, commands.downgrade(), outlets);
+        let (told, way) = watch::channel(Way::Udp);
+        let (driver_end, socket_end) = carrier::link();
+        let carrier = Carrier::new(socket, driver_end, config.transport, config.relay_only, told);
+        let driver = Driver::new(engine, carrier, asked, commands.downgrade(), outlets);
+        let proxies = config.proxies.clone();
         let shared = Arc::new(Shared::new(Parts {
             config,
             commands,
@@ -236,8 +251,11 @@ impl Node {
             identity,
             rotation,
             bound,
+            way,
+            entrance,
             instance,
         }));
+        shared.second_way();
         unread.into_iter().chain(unpinned).for_each(|warning| shared.warn(warning));
         if let Some(error) = taken {
             shared.warn(format!("{error}; this node has UDP port {} now", bound.port()));
@@ -246,6 +264,9 @@ impl Node {
         let node = Node { shared: shared.clone(), _running: Arc::new(Running(shared.clone())) };
         tokio::spawn(driver.run());
         shared.look_at_interfaces();
+        if shared.config.transport != Transport::Udp {
+            shared.spawn(carrier::keep(socket_end, proxies, shared.clone()));
+        }
 
         let (connected, beacon) = tokio::join!(node.reach_registry(), node.discover(&mut questions));
         let refused = |e: RegistryError| match e {
@@ -276,6 +297,10 @@ impl Node {
                 true
             }
         };
+        shared.entrance.changed();
+        if !offline {
+            node.first_way().await?;
+        }
         shared.greet_recent_peers();
         if offline {
             node.settle_beacon(beacon).await;
@@ -288,6 +313,7 @@ impl Node {
         shared.spawn(shared.clone().answer(questions));
         shared.spawn(shared.clone().keep_watching());
         shared.spawn(shared.clone().keep_mapped());
+        shared.spawn(shared.clone().keep_way());
         shared.spawn(shared.clone().keep_registered());
         shared.spawn(shared.clone().keep_subscribed());
         shared.spawn(shared.clone().keep_polling());
@@ -318,6 +344,14 @@ impl Node {
         Ok((identity, rotation))
     }
 
+    /// With the WebSocket alone, the node has started when it is open.
+    async fn first_way(&self) -> Result<(), StartError> {
+        if self.shared.config.transport != Transport::Compat {
+            return Ok(());
+        }
+        self.shared.entrance.opened(FIRST_SOCKET).await.map_err(StartError::Unreachable)
+    }
+
     async fn reach_registry(&self) -> Result<(), RegistryError> {
         // One who can do without tries again when it runs.
         let tries = if self.shared.remembered().is_some() { 1 } else { START_PAUSES.len() };
@@ -345,6 +379,9 @@ impl Node {
     /// Asks the first beacon that answers how it sees our socket. `None`: none is configured.
     async fn discover(&self, questions: &mut mpsc::Receiver<Control>) -> Option<SocketAddr> {
         let mut first = None;
+        if self.shared.config.transport == Transport::Compat {
+            return None;
+        }
         for name in &self.shared.config.beacons {
             let addresses = match resolve_host(name).await {
                 Ok(addresses) => addresses,
@@ -383,6 +420,9 @@ impl Node {
 
     /// Registers with every configured beacon; uses the registry's own if none was configured.
     async fn settle_beacon(&self, configured: Option<SocketAddr>) {
+        if self.shared.config.transport == Transport::Compat {
+            return;
+        }
         let beacons = &self.shared.config.beacons;
         if configured.is_some() || !beacons.is_empty() {
             // One alone has been found, or warned of, already.
@@ -457,6 +497,7 @@ impl Node {
             ports: engine.ports,
             handshake_pending,
             superseded: s.superseded,
+            transport: self.shared.transport(),
             registry_ok: s.registry_ok,
             registry_error: s.registry_error.clone(),
             port_mapping: match s.mapping {

@@ -47,7 +47,7 @@ impl Shared {
         if !lan.is_empty() {
             request["lan_addrs"] = lan.into();
         }
-        if self.config.relay_only {
+        if self.relays() {
             request["relay_only"] = true.into();
         }
         (request, listen)
@@ -67,6 +67,7 @@ impl Shared {
             .as_str()
             .and_then(|text| text.parse().ok())
             .ok_or_else(|| malformed("missing \"address\""))?;
+        self.learn_door(&answer);
         let features = Features::of(&answer, unix_now());
         let name = features.registry_id.clone().unwrap_or_else(|| self.registry.address().to_owned());
         let proof = features.signed_discover.then(|| DiscoverProof {

@@ -169,7 +169,7 @@ impl Shared {
         let registry = features.registry_id.filter(|_| features.node_record)?;
         let (node, identity, endpoint, generation) =
             self.state(|s| (s.node, s.identity.clone(), s.endpoint.clone(), s.key_generation));
-        let place = if self.config.relay_only {
+        let place = if self.relays() {
             Place { relay_only: true, endpoints: Vec::new() }
         } else {
             Place { relay_only: false, endpoints: self.endpoint_texts(&endpoint) }

@@ -1,8 +1,10 @@
 //! What the tasks of one node share.
 
+use crate::carrier::Way;
 use crate::command::{Command, Commands, EngineStatus};
-use crate::config::NodeConfig;
+use crate::config::{NodeConfig, Transport};
 use crate::directory::Directory;
+use crate::entrance::Entrance;
 use crate::insist::SessionPins;
 use crate::lock;
 use crate::mapping::Mapper;
@@ -80,6 +82,10 @@ pub(crate) struct Shared {
     pub(crate) instance: String,
     /// Where the UDP socket is bound.
     pub(crate) bound: SocketAddr,
+    /// What carries datagrams, as the driver says.
+    pub(crate) way: watch::Receiver<Way>,
+    /// Where nodes without UDP come in.
+    pub(crate) entrance: Entrance,
     /// Register again now.
     pub(crate) reregister: Notify,
     /// How often the network around the node changed, or the machine slept.
@@ -109,6 +115,8 @@ pub(crate) struct Parts {
     pub(crate) identity: Arc<Identity>,
     pub(crate) rotation: Option<Rotation>,
     pub(crate) bound: SocketAddr,
+    pub(crate) way: watch::Receiver<Way>,
+    pub(crate) entrance: Entrance,
     pub(crate) instance: String,
 }
 
@@ -126,6 +134,8 @@ impl Shared {
             identity,
             rotation,
             bound,
+            way,
+            entrance,
             instance,
         } = parts;
         let state = State {
@@ -165,6 +175,8 @@ impl Shared {
             started: Instant::now(),
             instance,
             bound,
+            way,
+            entrance,
             reregister: Notify::new(),
             network: watch::Sender::new(0),
             mapper: Mapper::default(),
@@ -179,6 +191,21 @@ impl Shared {
     /// Reads or changes the state; `f` must be short.
     pub(crate) fn state<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
         f(&mut lock(&self.state))
+    }
+
+    /// Datagrams go over the WebSocket.
+    pub(crate) fn on_websocket(&self) -> bool {
+        *self.way.borrow() == Way::WebSocket
+    }
+
+    /// Others are told to reach this node through the beacon alone.
+    pub(crate) fn relays(&self) -> bool {
+        self.config.relay_only || self.on_websocket()
+    }
+
+    /// The operator wants no direct paths, or no UDP.
+    pub(crate) fn never_direct(&self) -> bool {
+        self.config.relay_only || self.config.transport == Transport::Compat
     }
 
     pub(crate) fn node(&self) -> NodeId {

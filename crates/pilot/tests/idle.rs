@@ -4,17 +4,9 @@
 
 mod common;
 
-use common::{config, echo_round, node, pattern, rendezvous, serve_echo, within};
+use common::{config, cpu, echo_round, node, pattern, rendezvous, serve_echo, within};
 use pilot::NodeConfig;
 use std::time::Duration;
-
-/// User and system time of this process.
-fn cpu() -> Duration {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    Duration::from_millis(ticks * 10)
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_nodes_use_no_processor_time_also_after_a_peer_died() {

@@ -40,6 +40,11 @@ impl Env {
         PathBuf::from(base).join(".pilot")
     }
 
+    /// Where names and passwords for proxies are kept.
+    pub fn proxy_credentials(&self) -> PathBuf {
+        self.pilot_home().join("proxy-credentials.json")
+    }
+
     /// `$HOME/.pilot/rendezvous`, whatever `PILOT_HOME` says: the local rendezvous is shared by all homes of a user.
     pub fn rendezvous_dir(&self) -> PathBuf {
         match self.get("HOME") {

@@ -152,7 +152,7 @@ fn check(key: &Key, value: &Value) -> Result<(), String> {
         (_, other) => other.to_string(),
     };
     match (key.kind, value) {
-        (Kind::Text | Kind::Duration | Kind::Hostname, v) if !v.is_string() => {
+        (Kind::Text | Kind::Duration | Kind::Hostname | Kind::Proxy, v) if !v.is_string() => {
             Err(format!("{} must be a string, got {text}", key.name))
         }
         // A hostname the registry would refuse is no reason not to start; the daemon reports the refusal.

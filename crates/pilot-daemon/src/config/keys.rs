@@ -1,6 +1,7 @@
 //! Every configuration key: its type, what it accepts, and the words of a refusal (spec 08 section 1.10).
 
 use super::duration;
+use pilot::ProxyChoice;
 use serde_json::{Value, json};
 use std::net::{Ipv6Addr, SocketAddr};
 
@@ -25,6 +26,8 @@ pub enum Kind {
     Sha256,
     /// A local `[host]:port` to bind.
     Listen,
+    /// `auto`, `off`, or the URL of an HTTP proxy.
+    Proxy,
     /// `true` or `false`.
     Bool,
     /// A whole number, not negative.
@@ -75,7 +78,7 @@ pub const KEYS: &[Key] = &[
     key("advertise_endpoint", Kind::HostPorts),
     key("beacon", Kind::HostPort),
     absent("beacon_rtt_probe", Kind::Bool),
-    absent("compat_beacon", Kind::Url(&["wss"])),
+    key("compat_beacon", Kind::Url(&["wss", "ws"])),
     key("dataexchange_b64", Kind::Bool),
     key("email", Kind::Text),
     key("encrypt", Kind::Bool),
@@ -103,8 +106,8 @@ pub const KEYS: &[Key] = &[
     vendor("no_skillinject", Kind::Bool),
     key("owner", Kind::Text),
     key("port_mapping", Kind::Bool),
-    absent("proxy", Kind::Text),
-    absent("proxy_cmd", Kind::Text),
+    key("proxy", Kind::Proxy),
+    key("proxy_cmd", Kind::Text),
     key("public", Kind::Bool),
     key("registry", Kind::Registry),
     key("registry_fingerprint", Kind::Sha256),
@@ -124,9 +127,10 @@ pub const KEYS: &[Key] = &[
     key("tags", Kind::Text),
     vendor("telemetry_url", Kind::Text),
     absent("time_wait", Kind::Duration),
-    absent("tls_trust", TRUST),
+    key("tls_trust", TRUST),
     key("transport", Kind::OneOf(&["udp", "compat", "auto"])),
     key("trust_auto_approve", Kind::Bool),
+    key("user_timeout", Kind::Duration),
     key("webhook", Kind::Url(&["http", "https"])),
     absent("webhook_secret", Kind::Text),
 ];
@@ -178,6 +182,11 @@ impl Key {
             Kind::Listen => match listen_addr(text) {
                 Some(_) => json!(text),
                 None => return Err(format!("{name} must be a host:port address")),
+            },
+            // The words are not repeated: a URL may hold a password.
+            Kind::Proxy => match ProxyChoice::parse(text, |_| None) {
+                Ok(_) => json!(text),
+                Err(why) => return Err(format!("{name}: {why}, auto or off")),
             },
             Kind::Bool => match text {
                 "true" => json!(true),

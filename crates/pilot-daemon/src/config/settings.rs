@@ -2,7 +2,7 @@
 
 use super::keys::{self, Effect, Key};
 use super::{ConfigFile, DaemonConfig, Env, LogFormat, duration};
-use pilot::{NodeConfig, RegistryTls};
+use pilot::{NodeConfig, Proxies, ProxyChoice, RegistryTls, Transport};
 use pilot_disk::Disk;
 use pilot_proto::crypto::Secret;
 use serde_json::Value;
@@ -41,6 +41,7 @@ const MAX_TAG_LEN: usize = 32;
 const DEFAULT_LISTEN: &str = ":0";
 const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(60);
 const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+const DEFAULT_USER_TIMEOUT: Duration = Duration::from_secs(900);
 const DEFAULT_CONNS_PER_PORT: usize = 1024;
 const DEFAULT_CONNS_TOTAL: usize = 65_536;
 const DEFAULT_SYN_RATE: u32 = 100;
@@ -263,6 +264,44 @@ impl<'a> Settings<'a> {
         }
     }
 
+    /// What carries datagrams. `PILOT_TRANSPORT_DEFAULT` counts where nothing else chooses.
+    fn transport(&self) -> Result<Transport, SettingError> {
+        let chosen = self.text("transport")?;
+        let default = || self.env.get("PILOT_TRANSPORT_DEFAULT").map(str::to_owned);
+        match chosen.or_else(default).as_deref() {
+            Some("udp") => Ok(Transport::Udp),
+            Some("compat") => Ok(Transport::Compat),
+            Some("auto") | None => Ok(Transport::Auto),
+            Some(other) => Err(SettingError::at(
+                &Source::Env("PILOT_TRANSPORT_DEFAULT"),
+                format!("invalid transport {other:?}: must be udp, compat or auto"),
+            )),
+        }
+    }
+
+    /// How the certificate of the compat transport is trusted; `None`: as that of the registry, or as it told.
+    fn compat_tls(&self) -> Result<Option<RegistryTls>, SettingError> {
+        match (self.text("tls_trust")?.as_deref(), self.text("registry_fingerprint")?) {
+            (None, _) => Ok(None),
+            (Some("system"), _) => Ok(Some(RegistryTls::System)),
+            (Some(_), Some(digest)) => Ok(Some(RegistryTls::Pinned(digest.to_ascii_lowercase()))),
+            (Some(_), None) => Err(SettingError::plain(
+                "tls_trust pinned needs registry_fingerprint (the SHA-256 of the certificate, which registry and \
+                 WebSocket share)",
+            )),
+        }
+    }
+
+    fn proxies(&self) -> Result<Proxies, SettingError> {
+        let setting = self.get("proxy")?;
+        let text = setting.as_ref().map_or("auto", |s| s.value.as_str());
+        let choice = ProxyChoice::parse(text, |name| self.env.get(name)).map_err(|why| match &setting {
+            Some(setting) => SettingError::at(&setting.source, why),
+            None => SettingError::plain(why),
+        })?;
+        Ok(Proxies::new(choice).with(self.text("proxy_cmd")?, Some(self.env.proxy_credentials())))
+    }
+
     fn tags(&self) -> Result<Vec<String>, SettingError> {
         let Some(Setting { value, source }) = self.get("tags")? else { return Ok(Vec::new()) };
         let mut tags: Vec<String> = Vec::new();
@@ -303,7 +342,7 @@ impl<'a> Settings<'a> {
 
     /// What protects somebody and is missing here must not be skipped in silence.
     fn refuse_what_is_missing(&self) -> Result<(), SettingError> {
-        let missing = [("transport", "compat"), ("security_profile", "enterprise"), ("sandbox", "true")];
+        let missing = [("security_profile", "enterprise"), ("sandbox", "true")];
         for (name, value) in missing {
             if let Some(setting) = self.get(name)?.filter(|s| s.value == value) {
                 let reason =
@@ -332,6 +371,10 @@ impl<'a> Settings<'a> {
                 registry: registry.to_owned(),
                 registry_tls: self.registry_tls()?,
                 beacons: beacon.map(str::to_owned).into_iter().collect(),
+                transport: self.transport()?,
+                compat_beacon: self.text("compat_beacon")?,
+                compat_tls: self.compat_tls()?,
+                proxies: self.proxies()?,
                 listen,
                 identity_path: Some(self.identity()?),
                 email,
@@ -348,6 +391,9 @@ impl<'a> Settings<'a> {
                 strict_dataplane_trust: self.on("strict_dataplane_trust", false)?,
                 keepalive: self.duration("keepalive", DEFAULT_KEEPALIVE)?,
                 idle_timeout: self.duration("idle_timeout", DEFAULT_IDLE_TIMEOUT)?,
+                // Who said how long silence may last meant all of it.
+                user_timeout: self
+                    .duration("user_timeout", self.duration("idle_timeout", DEFAULT_USER_TIMEOUT)?)?,
                 max_conns_per_port: self.number("max_conns_per_port", DEFAULT_CONNS_PER_PORT)?,
                 max_conns_total: self.number("max_conns_total", DEFAULT_CONNS_TOTAL)?,
                 syn_rate_limit: self.number("syn_rate_limit", DEFAULT_SYN_RATE)?,
@@ -429,6 +475,20 @@ mod tests {
         assert!(config.node.encrypt && !config.node.public);
         assert_eq!(config.node.keepalive, Duration::from_secs(60));
         assert_eq!(config.node.idle_timeout, Duration::from_secs(120));
+        assert_eq!(config.node.user_timeout, Duration::from_secs(900));
+    }
+
+    #[test]
+    fn an_idle_timeout_that_was_set_holds_for_sleeping_peers_too_unless_theirs_is_set() {
+        for (keys, wanted) in [
+            (json!({"idle_timeout": "30s"}), 30),
+            (json!({"idle_timeout": "30s", "user_timeout": "1h"}), 3600),
+            (json!({"user_timeout": "0s"}), 0),
+        ] {
+            let (env, file) = (env(&[]), file(keys));
+            let config = Settings::new(BTreeMap::new(), &env, &file).daemon("r:1", None).unwrap();
+            assert_eq!(config.node.user_timeout, Duration::from_secs(wanted));
+        }
     }
 
     #[test]
@@ -460,14 +520,13 @@ mod tests {
 
     #[test]
     fn protection_that_is_missing_is_refused_and_the_rest_noticed() {
-        let (env, file) =
-            (env(&[]), file(json!({"sandbox": true, "proxy": "http://p:1", "motd_feed_url": "x"})));
+        let (env, file) = (env(&[]), file(json!({"sandbox": true, "networks": "1", "motd_feed_url": "x"})));
         let settings = Settings::new(BTreeMap::new(), &env, &file);
         let error = settings.daemon("r:1", None).unwrap_err().to_string();
         assert!(error.contains("sandbox true is not part of this version"), "{error}");
         let notices = settings.notices().join("\n");
         assert!(notices.contains("motd_feed_url") && notices.contains("vendor service"), "{notices}");
-        assert!(notices.contains("proxy (") && notices.contains("not part of this version"), "{notices}");
+        assert!(notices.contains("networks (") && notices.contains("not part of this version"), "{notices}");
     }
 
     #[test]
@@ -484,6 +543,44 @@ mod tests {
             Ok(Some(RegistryTls::System))
         );
         assert!(tls(&[("registry_tls", "true")]).unwrap_err().to_string().contains("registry_fingerprint"));
+    }
+
+    #[test]
+    fn transport_and_proxy_come_from_flag_environment_file_or_are_automatic() {
+        let (plain, proxied) =
+            (env(&[]), env(&[("PILOT_TRANSPORT", "udp"), ("ALL_PROXY", "http://u:s3cret@p:1")]));
+        let (unit, wrong) =
+            (env(&[("PILOT_TRANSPORT_DEFAULT", "udp")]), env(&[("HTTPS_PROXY", "socks5://p:1")]));
+        let file = file(json!({"tls_trust": "pinned"}));
+        let none = ConfigFile::load(Path::new("/nowhere/.pilot/config.json")).unwrap();
+        let node = |env: &Env, given: &[(&'static str, &str)], file: &ConfigFile| {
+            Settings::new(flags(given), env, file).daemon("r:1", None).map(|config| config.node)
+        };
+        let config = node(&plain, &[], &none).unwrap();
+        assert_eq!(config.transport, Transport::Auto);
+        assert_eq!(config.proxies.choice, ProxyChoice::Environment { proxy: None, except: String::new() });
+        let config = node(&proxied, &[], &none).unwrap();
+        assert_eq!(config.transport, Transport::Udp);
+        let ProxyChoice::Environment { proxy: Some(proxy), .. } = config.proxies.choice else {
+            panic!("no proxy")
+        };
+        assert_eq!(proxy.to_string(), "http://***@p:1");
+        assert_eq!(node(&unit, &[], &none).unwrap().transport, Transport::Udp);
+        let config = node(&proxied, &[("transport", "compat"), ("proxy", "off")], &none).unwrap();
+        assert_eq!((config.transport, config.proxies.choice), (Transport::Compat, ProxyChoice::Off));
+        let error = |env: &Env, given: &[(&'static str, &str)], file: &ConfigFile| {
+            node(env, given, file).unwrap_err().to_string()
+        };
+        assert!(
+            error(&wrong, &[], &none)
+                .starts_with("HTTPS_PROXY: invalid proxy URL: socks5:// is no HTTP proxy")
+        );
+        assert!(
+            error(&plain, &[("proxy", "ftp://s3cret@p")], &none)
+                .starts_with("--proxy: proxy: invalid proxy URL")
+        );
+        assert!(error(&plain, &[], &file).contains("tls_trust pinned needs registry_fingerprint"));
+        assert!(error(&plain, &[("transport", "tcp")], &none).contains("must be 'udp', 'compat' or 'auto'"));
     }
 
     #[test]

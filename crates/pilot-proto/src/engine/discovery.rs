@@ -89,6 +89,12 @@ impl Engine {
         self.run_beacons(now);
     }
 
+    /// The silence of a peer may mean that we have another address now: those who relay must know it.
+    pub(super) fn refresh_beacons(&mut self, now: Instant) {
+        self.beacons.refresh(now);
+        self.run_beacons(now);
+    }
+
     /// Sends the Discovers that are due.
     pub(super) fn run_beacons(&mut self, now: Instant) {
         let mut asks = Vec::new();

@@ -33,6 +33,8 @@ drops! {
     empty_relay,
     /// A punch command ignored: this node only relays, or too many came.
     punch_refused,
+    /// A frame from a peer before this node has its number.
+    unregistered,
     /// A frame that claims to come from this node itself.
     own_id,
     /// A key exchange or encrypted packet while encryption is off.

@@ -96,6 +96,8 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// Keepalive interval of streams.
     pub keepalive: Duration,
+    /// Silence of one of our own nodes that its streams outlive (default 15 min).
+    pub user_timeout: Duration,
     /// Connections per port (default 1,024).
     pub max_conns_per_port: usize,
     /// Connections in total (default 65,536).
@@ -313,6 +315,7 @@ fn stream_config(config: &Config) -> stream::Config {
     stream::Config {
         idle_timeout: config.idle_timeout,
         keepalive: config.keepalive,
+        user_timeout: config.user_timeout,
         max_conns_per_port: config.max_conns_per_port,
         max_conns_total: config.max_conns_total,
         syn_rate_limit: config.syn_rate_limit,
@@ -591,6 +594,16 @@ impl Engine {
     /// Opens or closes this node to everybody.
     pub fn set_public(&mut self, public: bool) {
         self.gate.public = public;
+    }
+
+    /// Whether everything goes through the beacon from now on. Sessions and streams go on either way.
+    pub fn set_relay_only(&mut self, now: Instant, relay_only: bool) {
+        if std::mem::replace(&mut self.config.relay_only, relay_only) == relay_only {
+            return;
+        }
+        self.latest = self.latest.max(now);
+        let peers: Vec<NodeId> = self.peers.keys().copied().collect();
+        peers.into_iter().for_each(|node| self.touch(node));
     }
 
     /// Local trust: gates of a private node, `tunnel.established` details.

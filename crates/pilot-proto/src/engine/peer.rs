@@ -16,8 +16,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Silence after which a keepalive is sent to a peer in use.
-pub(super) const KEEPALIVE: Duration = Duration::from_secs(25);
+/// Silence after which a keepalive is sent to a peer in use, unless its direct path wants it sooner.
+const KEEPALIVE: Duration = Duration::from_secs(25);
 /// Time without application traffic after which a peer without connections counts as idle.
 pub(super) const IDLE: Duration = Duration::from_secs(120);
 /// Time without any traffic after which a peer without connections is removed.
@@ -25,6 +25,10 @@ pub(super) const REAP: Duration = Duration::from_secs(300);
 /// A peer with connections that falls silent for this long may have lost us: what it sends goes to a mapping that our NAT
 /// has forgotten, and only a datagram of ours to the beacon makes another that it can learn of.
 pub(super) const HUSH: Duration = Duration::from_millis(1_500);
+/// Such datagrams in one silence, and the distance of the first two, which doubles: the mapping, or the address, may change after
+/// the first.
+const HUSHES: u8 = 3;
+const HUSH_AGAIN: Duration = Duration::from_secs(1);
 /// Distance of such datagrams, for all peers together.
 pub(super) const HUSH_EVERY: Duration = Duration::from_secs(1);
 /// Silence of a peer in use after which the watchdog probes it.
@@ -113,8 +117,8 @@ pub(super) struct Peer {
     pub(super) last_in: Instant,
     pub(super) last_out: Instant,
     pub(super) last_app: Option<Instant>,
-    /// The silence after this frame was taken for a lost mapping of our own.
-    pub(super) hushed: Option<Instant>,
+    /// The silence after this frame was taken for a lost mapping of our own, so many times.
+    pub(super) hushed: (Instant, u8),
     pub(super) watch_probes: u32,
     pub(super) watch_next: Instant,
     pub(super) last_reset: Option<Instant>,
@@ -156,7 +160,7 @@ impl Peer {
             last_in: now,
             last_out: now,
             last_app: None,
-            hushed: Some(now),
+            hushed: (now, HUSHES),
             watch_probes: 0,
             watch_next: now,
             last_reset: None,
@@ -226,7 +230,7 @@ impl Peer {
             at_most(at);
         }
         if active && self.linked(now) {
-            at_most(self.last_out + KEEPALIVE);
+            at_most(self.keepalive_due());
             at_most(self.watch_due());
         }
         // With connections the peer stays; look again later, because their end is not announced.
@@ -241,12 +245,25 @@ impl Peer {
         next
     }
 
-    /// When the peer's silence is long enough to ask the beacon how it sees us, once for each silence.
+    /// When the peer's silence is long enough to ask the beacon how it sees us, a few times in each silence.
     pub(super) fn hush_due(&self, connections: bool) -> Option<Instant> {
-        (connections && self.hushed != Some(self.last_in)).then(|| self.last_in + HUSH)
+        let (frame, asked) = self.hushed;
+        let asked = if frame == self.last_in { asked } else { 0 };
+        let wait = HUSH + HUSH_AGAIN * ((1 << asked) - 1);
+        (connections && asked < HUSHES).then(|| self.last_in + wait)
+    }
+
+    /// It has been asked once more.
+    pub(super) fn hush(&mut self) {
+        let (frame, asked) = self.hushed;
+        self.hushed = (self.last_in, if frame == self.last_in { asked + 1 } else { 1 });
     }
 
     /// When the watchdog wants to look at this peer, if it is in use.
+    pub(super) fn keepalive_due(&self) -> Instant {
+        self.last_out + self.path.keepalive().unwrap_or(KEEPALIVE)
+    }
+
     pub(super) fn watch_due(&self) -> Instant {
         let silent = self.last_in + WATCH;
         if self.watch_probes == 0 {

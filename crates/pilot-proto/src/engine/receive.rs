@@ -102,6 +102,11 @@ impl Engine {
     }
 
     fn receive_frame(&mut self, now: Instant, origin: Origin, datagram: &mut [u8]) {
+        if self.node == 0 {
+            // A session of no node would be bound to nobody, and what is asked about its peer may be asked for nothing:
+            // who goes on sending is greeted after the registration.
+            return self.drops.unregistered += 1;
+        }
         let frame = match Frame::parse(datagram) {
             Ok(frame) => frame,
             Err(FrameError::UnknownMagic) => return self.drops.unknown_frame += 1,
@@ -245,6 +250,8 @@ impl Engine {
         let mut moved = false;
         match origin {
             Origin::Direct(from) if !self.config.relay_only => {
+                // Who sends straight does not ask for the relay any more: it has its UDP back.
+                peer.path.relay_only &= !fresh;
                 let probing = peer.path.deadline(true);
                 moved = peer.path.direct_in(now, from, Arrival { fresh, probe, fallback });
                 touch |= moved || probing != peer.path.deadline(true);

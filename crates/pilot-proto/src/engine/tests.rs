@@ -14,6 +14,7 @@ fn config(secret: u8) -> Config {
         relay_only: false,
         loopback_payload: 1152,
         idle_timeout: Duration::from_secs(120),
+        user_timeout: Duration::from_secs(900),
         keepalive: Duration::from_secs(60),
         max_conns_per_port: 1,
         max_conns_total: 1,

@@ -1,9 +1,7 @@
 //! Deadlines: one per peer, kept in order, plus the beacon, the key lookups and the streams.
 
 use super::handshake::LOOKUP_TIMEOUT;
-use super::peer::{
-    GIVE_UP_RESET_EVERY, HUSH_EVERY, KEEPALIVE, Peer, REAP, RouteState, WATCH_EVERY, WATCH_PROBES,
-};
+use super::peer::{GIVE_UP_RESET_EVERY, HUSH_EVERY, Peer, REAP, RouteState, WATCH_EVERY, WATCH_PROBES};
 use super::{Engine, Event};
 use crate::NodeId;
 use crate::path::Tick;
@@ -131,7 +129,13 @@ impl Engine {
             let Some(peer) = self.peers.get_mut(&node) else { return };
             let may_upgrade = peer.may_upgrade(now, connections, self.config.relay_only);
             match peer.path.tick(now, may_upgrade, fallback) {
-                Some(Tick::Check) => self.send_probes(now, node, false),
+                Some(Tick::Check { again }) => {
+                    self.send_probes(now, node, false);
+                    if again {
+                        self.refresh_beacons(now);
+                    }
+                }
+                Some(Tick::Lull) => self.refresh_beacons(now),
                 Some(Tick::Probe) => self.send_probes(now, node, true),
                 Some(Tick::Punch) => self.invite(now, node),
                 Some(Tick::Lost) => self.path_lost(now, node),
@@ -151,7 +155,7 @@ impl Engine {
         if peer.hush_due(connections).is_none_or(|at| at > now) {
             return;
         }
-        peer.hushed = Some(peer.last_in);
+        peer.hush();
         let due = self.hushed.is_none_or(|at| now.saturating_duration_since(at) >= HUSH_EVERY);
         if due && peer.linked(now) {
             self.hushed = Some(now);
@@ -164,7 +168,7 @@ impl Engine {
         if !peer.linked(now) || !peer.active(now, connections) {
             return;
         }
-        if now >= peer.last_out + KEEPALIVE {
+        if now >= peer.keepalive_due() {
             // Also when nothing can be sent: the next try is due in 25 s, not at once.
             peer.last_out = now;
             self.send_keepalive(now, node, None);

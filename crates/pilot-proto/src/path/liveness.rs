@@ -1,4 +1,5 @@
-//! Whether the direct path in use still works: what is sent on it wants signs of life, and silence is probed.
+//! Whether the direct path in use still works: what is sent on it wants signs of life, and silence is probed. Who only listens
+//! notices when a flow breaks off.
 
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,11 @@ impl Check {
         Check { sent: 0, every, began: now, next: now }
     }
 
+    /// A probe has been sent, and not been answered.
+    pub fn sent(&self) -> bool {
+        self.sent > 0
+    }
+
     /// What is due: another probe (true), or the path is dead (false).
     pub fn probe(&mut self, now: Instant) -> bool {
         if self.sent >= PROBES {
@@ -39,5 +45,48 @@ impl Check {
         self.sent += 1;
         self.next = now + self.every;
         true
+    }
+}
+
+/// Frames without a longer pause than [`LULL`] that make a flow.
+const FLOW: u32 = 16;
+/// Silence that ends a flow. The sender, who hears nothing of us, leaves a dead path a second later: by then the relay should
+/// know where we are.
+pub const LULL: Duration = Duration::from_millis(600);
+
+/// What the peer sends without pause. If it breaks off, that may be our own doing: with a new address we are not where its
+/// frames go, and with nothing to send we would never notice.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Flow {
+    /// Frames since the last pause.
+    frames: u32,
+    last: Option<Instant>,
+    /// When a flow is looked at again.
+    pub next: Option<Instant>,
+}
+
+impl Flow {
+    /// A frame came.
+    pub fn heard(&mut self, now: Instant) {
+        if self.last.is_none_or(|last| now.saturating_duration_since(last) > LULL) {
+            self.frames = 0;
+        }
+        self.last = Some(now);
+        self.frames = self.frames.saturating_add(1);
+        if self.frames >= FLOW && self.next.is_none() {
+            self.next = Some(now + LULL);
+        }
+    }
+
+    /// Whether a flow has broken off.
+    pub fn tick(&mut self, now: Instant) -> bool {
+        let Some(last) = self.last.filter(|_| self.next.is_some_and(|at| at <= now)) else { return false };
+        let over = last + LULL;
+        self.next = Some(over).filter(|at| *at > now);
+        let broken = self.next.is_none();
+        if broken {
+            self.frames = 0;
+        }
+        broken
     }
 }

@@ -4,6 +4,7 @@
 pub mod beacons;
 pub mod budget;
 pub mod candidates;
+pub mod keepalive;
 pub mod liveness;
 pub mod message;
 pub mod mtu;

@@ -7,7 +7,8 @@
 //! works one way only cannot make traffic bounce.
 
 use super::candidates::{Book, Candidate, CandidateKind, MAX_CANDIDATES, MAX_LEARNT, Source};
-use super::liveness::{Check, QUIET, QUIET_WHILE_RELAYED};
+use super::keepalive::Keepalive;
+use super::liveness::{Check, Flow, QUIET, QUIET_WHILE_RELAYED};
 use super::race::{self, LOOK_EVERY, Race};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -62,13 +63,18 @@ pub struct Arrival {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tick {
     /// Send a probe to the address in use.
-    Check,
+    Check {
+        /// The last one was not answered.
+        again: bool,
+    },
     /// Send a probe to every address.
     Probe,
     /// Ask the peer, or the beacon, for simultaneous probes.
     Punch,
     /// The direct path was given up.
     Lost,
+    /// What came through the relay without pause breaks off.
+    Lull,
 }
 
 /// State of the way to one peer.
@@ -87,6 +93,8 @@ pub struct Path {
     last_direct_in: Option<Instant>,
     unreachable: u32,
     check: Option<Check>,
+    flow: Flow,
+    keepalive: Keepalive,
     race: Option<Race>,
     /// When the last race began.
     raced: Option<Instant>,
@@ -192,12 +200,16 @@ impl Path {
     pub fn direct_in(&mut self, now: Instant, from: SocketAddr, arrival: Arrival) -> bool {
         self.last_direct_in = Some(now);
         self.book.heard(now, from);
+        if !arrival.probe {
+            self.flow.heard(now);
+        }
         if self.proven && self.direct == Some(from) {
             // That its frames arrive says nothing of ours: once in doubt, an answered probe must tell. A peer that lost the path
             // goes on probing it.
             if !arrival.probe {
                 self.sending_since = None;
                 self.unreachable = 0;
+                self.keepalive.heard(now);
             }
             return false;
         }
@@ -229,6 +241,7 @@ impl Path {
 
     /// An authenticated frame came through the relay: the peer may be unable to use the direct path.
     pub fn relayed_in(&mut self, now: Instant) {
+        self.flow.heard(now);
         let silent = |t: Instant| now.saturating_duration_since(t) > QUIET_WHILE_RELAYED;
         if self.proven && self.sending_since.is_some_and(silent) {
             self.doubt(now);
@@ -238,6 +251,7 @@ impl Path {
     /// A frame is being sent on the direct path. True: the path has been silent for too long and a timer was set.
     pub fn sent_directly(&mut self, now: Instant) -> bool {
         let since = *self.sending_since.get_or_insert(now);
+        self.keepalive.sent(now);
         if self.proven && self.check.is_none() && now.saturating_duration_since(since) > QUIET {
             self.doubt(now);
             return true;
@@ -250,6 +264,7 @@ impl Path {
         let Some(addr) = self.book.answered(now, token, straight) else { return false };
         if self.proven && self.direct == Some(addr) {
             self.alive();
+            self.keepalive.heard(now);
             // One that was faster has answered already.
             let Some(faster) = self.faster() else { return false };
             self.prove(now, faster);
@@ -322,7 +337,12 @@ impl Path {
     pub fn reset(&mut self) {
         let relay_only = self.relay_only;
         let book = std::mem::take(&mut self.book);
-        *self = Path { relay_only, book, direct: self.direct, ..Path::default() };
+        *self = Path { relay_only, book, direct: self.direct, keepalive: self.keepalive, ..Path::default() };
+    }
+
+    /// Silence after which the direct path wants a keepalive (5 to 25 s), if it is the way in use.
+    pub fn keepalive(&self) -> Option<Duration> {
+        self.proven.then(|| self.keepalive.every())
     }
 
     /// Nothing came straight from the peer for longer than `quiet`.
@@ -340,14 +360,21 @@ impl Path {
         let check = self.check.map(|check| check.next);
         let race = self.race.map(|race| race.next);
         let again = self.next_try.filter(|_| active && !self.relay_only);
-        [check, race, again].into_iter().flatten().min()
+        [check, race, again, self.flow.next.filter(|_| active)].into_iter().flatten().min()
     }
 
     /// Runs the timers; again until it returns `None`. `fallback`: a relay exists to fall back on.
     pub fn tick(&mut self, now: Instant, active: bool, fallback: bool) -> Option<Tick> {
+        if active && self.flow.tick(now) {
+            if !self.proven {
+                return Some(Tick::Lull);
+            }
+            self.doubt(now);
+        }
         if let Some(check) = self.check.as_mut().filter(|check| check.next <= now) {
+            let again = check.sent();
             if check.probe(now) {
-                return Some(Tick::Check);
+                return Some(Tick::Check { again });
             }
             if !fallback {
                 self.alive();
@@ -403,6 +430,7 @@ impl Path {
     pub fn changed(&mut self, now: Instant) {
         self.failures = 0;
         self.raced = None;
+        self.keepalive = Keepalive::default();
         self.race(now);
         self.doubt(now);
         if !self.proven {
@@ -444,6 +472,7 @@ impl Path {
         self.proven = false;
         self.failed = true;
         self.alive();
+        self.keepalive.lost();
         // A token answered from now on must belong to a probe sent from now on.
         self.book.forget_probes();
         self.raced = None;

@@ -326,7 +326,7 @@ impl Conn {
         if self.closing.fin_at.is_some_and(|at| at <= now) {
             self.closing.fin_at = None;
             if self.own.is_some() {
-                if self.closing.fins >= MAX_FINS {
+                if self.closing.fins >= MAX_FINS && !self.may_wake(now, cx.config) {
                     return Some(self.give_up(cx, CloseReason::DeadPeer));
                 }
                 self.closing.fin_due = true;

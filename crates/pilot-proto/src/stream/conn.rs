@@ -403,6 +403,7 @@ impl Conn {
         let idle = self.last_activity + config.keepalive.min(config.idle_timeout);
         let keep = Some(self.keep_at.map_or(idle, |at| at.max(idle)));
         let linger = self.closing.linger_deadline(config);
+        let linger = linger.map(|at| self.patience(config).map_or(at, |until| at.max(until)));
         [
             self.send.deadline(now),
             self.acks.deadline(),
@@ -441,7 +442,8 @@ impl Conn {
             self.probe_due = true;
             self.probe_wait = (self.probe_wait * 2).min(PROBE_MAX);
         }
-        if dead || self.probes > MAX_PROBES || self.closing.lingered(cx.now, cx.config) {
+        let dead = dead || self.probes > MAX_PROBES || self.closing.lingered(cx.now, cx.config);
+        if dead && !self.may_wake(cx.now, cx.config) {
             return Some(self.give_up(cx, CloseReason::DeadPeer));
         }
         self.on_doubt_timer(cx.now);
@@ -454,6 +456,16 @@ impl Conn {
         None
     }
 
+    /// Until when the silence of one of our own nodes may be its sleep.
+    fn patience(&self, config: &Config) -> Option<Instant> {
+        self.own.map(|_| self.last_received + config.user_timeout)
+    }
+
+    /// The silent peer need not be dead. One that has restarted says so.
+    pub(super) fn may_wake(&self, now: Instant, config: &Config) -> bool {
+        self.patience(config).is_some_and(|until| now < until)
+    }
+
     fn keep_alive(&mut self, cx: &mut Context<'_>) {
         let idle = cx.now.saturating_duration_since(self.last_activity);
         if idle < cx.config.keepalive.min(cx.config.idle_timeout) {
@@ -463,13 +475,14 @@ impl Conn {
         if self.keep_at.is_some_and(|at| at > cx.now) || self.closing.wants_close() {
             return;
         }
-        if idle >= cx.config.idle_timeout || self.keepalives >= MAX_KEEPALIVES {
+        let over = idle >= cx.config.idle_timeout || self.keepalives >= MAX_KEEPALIVES;
+        if over && !self.may_wake(cx.now, cx.config) {
             self.closing.reason = Some(CloseReason::Idle);
             self.begin_close(cx);
             return;
         }
         self.recv.shrink();
-        self.keepalives += 1;
+        self.keepalives = self.keepalives.saturating_add(1);
         self.keep_at = Some(cx.now + KEEPALIVE_RETRY.min(cx.config.keepalive));
         // An old byte is answered by every version, an empty acknowledgement by none.
         self.probe_due = true;

@@ -57,6 +57,9 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// Silence after which the peer is asked for a sign of life (60 s).
     pub keepalive: Duration,
+    /// Silence that a connection with one of our own nodes outlives in any case: that machine may be asleep (15 min; RFC 5482's
+    /// user timeout). Then the same rules as for a reference node hold.
+    pub user_timeout: Duration,
     /// Congestion controller of new connections.
     pub congestion: CongestionKind,
     /// Offer and accept the options of docs/extensions.md (on). Off: behave like a reference node.
@@ -74,6 +77,7 @@ impl Default for Config {
             syn_rate_limit: 100,
             idle_timeout: Duration::from_secs(120),
             keepalive: Duration::from_secs(60),
+            user_timeout: Duration::from_secs(900),
             congestion: CongestionKind::default(),
             extensions: true,
         }

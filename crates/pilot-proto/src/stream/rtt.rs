@@ -25,7 +25,11 @@ pub(super) struct Rtt {
 impl Rtt {
     /// Takes a sample from a packet that was sent once.
     pub(super) fn sample(&mut self, now: Instant, rtt: Duration) {
-        let rtt = rtt.max(Duration::from_micros(1));
+        if rtt > MAX_RTO && self.srtt.is_some() {
+            // A machine slept in between.
+            return;
+        }
+        let rtt = rtt.clamp(Duration::from_micros(1), MAX_RTO);
         match self.srtt {
             None => {
                 self.srtt = Some(rtt);
@@ -87,8 +91,17 @@ mod tests {
         let mut rtt = Rtt::default();
         rtt.sample(now, Duration::from_millis(400));
         assert_eq!(rtt.rto(), Duration::from_millis(1200));
-        rtt.sample(now, Duration::from_secs(60));
+        rtt.sample(now, Duration::from_secs(9));
         assert_eq!(rtt.rto(), Duration::from_secs(10));
+    }
+
+    #[test]
+    fn the_sleep_of_a_machine_is_no_round_trip() {
+        let now = Instant::now();
+        let mut rtt = Rtt::default();
+        rtt.sample(now, Duration::from_millis(20));
+        rtt.sample(now, Duration::from_secs(600));
+        assert_eq!(rtt.srtt(), Some(Duration::from_millis(20)));
     }
 
     #[test]

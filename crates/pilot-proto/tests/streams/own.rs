@@ -229,7 +229,37 @@ fn a_peer_that_vanishes_is_noticed() {
     let (a, _) = net.connect();
     net.drop = Some(Box::new(|_, _| true));
     net.send(0, a, pattern(5000));
+    let (began, limit) = (net.now, Config::default().user_timeout);
+    net.run_until(2 * limit, |net| net.sides[0].count(&StreamEvent::Closed(a, CloseReason::DeadPeer)) > 0);
+    let after = net.now - began;
+    assert!(after >= limit && after < limit + 15 * SECOND, "{after:?}");
+}
+
+#[test]
+fn a_peer_that_vanishes_is_noticed_sooner_if_its_sleep_is_not_waited_for() {
+    let config = Config { user_timeout: Duration::ZERO, ..Config::default() };
+    let mut net = Net::new(1, [config, config], Conditions::default());
+    let (a, _) = net.connect();
+    net.drop = Some(Box::new(|_, _| true));
+    net.send(0, a, pattern(5000));
     wait_for(&mut net, 0, StreamEvent::Closed(a, CloseReason::DeadPeer));
+}
+
+#[test]
+fn a_silent_peer_costs_a_packet_now_and_then_until_it_is_given_up() {
+    for write in [0, 5000] {
+        let mut net = Net::own(1, Conditions::default());
+        let (a, _) = net.connect();
+        net.run_for(SECOND);
+        net.drop = Some(Box::new(|_, _| true));
+        net.keep_log = true;
+        net.send(0, a, pattern(write));
+        net.run_for(880 * SECOND);
+        assert!(net.log.len() <= 2 * 2 * 100, "{} packets", net.log.len());
+        assert_eq!(net.status().len(), 2);
+        net.run_for(60 * SECOND);
+        assert_eq!(net.sides[0].streams.status().len(), 0);
+    }
 }
 
 #[test]
@@ -438,7 +468,7 @@ fn a_fin_numbered_before_bytes_that_have_come_ends_nothing() {
 
 #[test]
 fn an_idle_close_that_the_peer_took_and_forgot_is_still_told_as_idle() {
-    let mut s = Script::new(Config::default());
+    let mut s = Script::new(Config { user_timeout: Duration::ZERO, ..Config::default() });
     let (conn, ack) = open_own(&mut s);
     s.send(ACK, 111, ack, 512, b"\0hello");
     assert_eq!(s.read_all(conn), b"hello");

@@ -43,6 +43,7 @@ pub fn config(seed: u8) -> Config {
         relay_only: false,
         loopback_payload: 1152,
         idle_timeout: Duration::from_secs(120),
+        user_timeout: Duration::from_secs(900),
         keepalive: Duration::from_secs(60),
         max_conns_per_port: 1024,
         max_conns_total: 65_536,
@@ -91,6 +92,10 @@ pub struct Host {
     pub wakes: u32,
     /// Datagrams that were larger than what the path was known to carry when they left, if that is watched.
     pub oversize: u64,
+    /// The machine is suspended: nothing runs, nothing arrives.
+    pub asleep: bool,
+    /// How much less than ours its clock shows, because it stood still.
+    pub slept: Duration,
 }
 
 type Filter = Box<dyn FnMut(&Sent) -> bool>;
@@ -180,8 +185,17 @@ impl Net {
             Route { direct: vec![Candidate::guessed(addr_of(id))], relay_only: config.relay_only },
         );
         let engine = Engine::new(config, key, id, self.now);
-        let host =
-            Host { id, addr: addr_of(id), engine, events: Vec::new(), wake: None, wakes: 0, oversize: 0 };
+        let host = Host {
+            id,
+            addr: addr_of(id),
+            engine,
+            events: Vec::new(),
+            wake: None,
+            wakes: 0,
+            oversize: 0,
+            asleep: false,
+            slept: Duration::ZERO,
+        };
         self.hosts.insert(id, host);
     }
 
@@ -211,12 +225,34 @@ impl Net {
         }
     }
 
+    /// Suspends a machine for so long. Its clock stands still meanwhile, as Linux's does, or goes on.
+    pub fn suspend(&mut self, id: NodeId, time: Duration, stands_still: bool) {
+        self.hosts.get_mut(&id).unwrap().asleep = true;
+        self.run(time);
+        let now = self.now;
+        let host = self.hosts.get_mut(&id).unwrap();
+        host.asleep = false;
+        if stands_still {
+            host.slept += time;
+        }
+        // Its node notices.
+        host.engine.network_changed(now - host.slept);
+    }
+
+    /// What the clock of a machine shows.
+    pub fn clock(&self, id: NodeId) -> Instant {
+        self.now - self.hosts[&id].slept
+    }
+
     /// Lets an engine hand out everything it has now.
     pub fn poll(&mut self, id: NodeId) {
         let mut buf = Vec::new();
         let mut out = VecDeque::new();
-        let now = self.now;
         let host = self.hosts.get_mut(&id).unwrap();
+        if host.asleep {
+            return;
+        }
+        let (real, now) = (self.now, self.now - host.slept);
         for round in 0.. {
             assert!(round < 200_000, "node {id} never comes to rest");
             match host.engine.poll_output(now, &mut buf) {
@@ -232,7 +268,7 @@ impl Net {
                         }
                     }
                     for bytes in buf.chunks(size) {
-                        out.push_back(Sent { at: now, from: host.addr, to: t.to, bytes: bytes.to_vec() });
+                        out.push_back(Sent { at: real, from: host.addr, to: t.to, bytes: bytes.to_vec() });
                     }
                 }
                 Output::Event(event) => {
@@ -250,7 +286,7 @@ impl Net {
                     host.events.push(event);
                 }
                 Output::Timeout(at) => {
-                    host.wake = at;
+                    host.wake = at.map(|at| at + host.slept);
                     break;
                 }
             }
@@ -273,7 +309,7 @@ impl Net {
                 self.poll(*id);
             }
             let arrival = self.flying.keys().next().map(|(at, _)| *at);
-            let wake = self.hosts.values().filter_map(|h| h.wake).min();
+            let wake = self.hosts.values().filter(|h| !h.asleep).filter_map(|h| h.wake).min();
             let next = [arrival, wake].into_iter().flatten().min().filter(|at| *at <= end);
             let Some(next) = next else {
                 self.now = end;
@@ -285,8 +321,8 @@ impl Net {
                 self.arrive(sent);
             }
             let now = self.now;
-            for host in self.hosts.values_mut().filter(|h| h.wake.is_some_and(|at| at <= now)) {
-                host.engine.handle_timeout(now);
+            for host in self.hosts.values_mut().filter(|h| !h.asleep && h.wake.is_some_and(|at| at <= now)) {
+                host.engine.handle_timeout(now - host.slept);
                 host.wakes += 1;
             }
         }
@@ -300,8 +336,8 @@ impl Net {
             return;
         }
         let now = self.now;
-        if let Some(host) = self.hosts.values_mut().find(|h| h.addr == sent.to) {
-            host.engine.handle_datagram(now, sent.from, &mut sent.bytes);
+        if let Some(host) = self.hosts.values_mut().find(|h| h.addr == sent.to && !h.asleep) {
+            host.engine.handle_datagram(now - host.slept, sent.from, &mut sent.bytes);
         }
     }
 

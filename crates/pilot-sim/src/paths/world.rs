@@ -2,6 +2,7 @@
 
 use super::nat::{Nat, Site, is_inside};
 use super::plan::{Fault, Plan};
+use crate::check::describe;
 use crate::net::{Micros, SECOND};
 use crate::rng::Rng;
 use bytes::Bytes;
@@ -265,6 +266,7 @@ impl World {
         match what {
             Happening::Arrival { to: Target::Beacon(port), from, bytes } => self.beacon(port, from, &bytes),
             Happening::Arrival { to: Target::Host(n), from, mut bytes } => {
+                self.note(format_args!("node {}: <- {from} {}", n + 1, describe(&bytes)));
                 let host = &mut self.hosts[n];
                 if host.asleep {
                     return Ok(());
@@ -493,6 +495,7 @@ impl World {
     fn send(&mut self, n: usize, to: SocketAddr, bytes: &[u8]) -> Result<(), String> {
         self.outcome.sent += 1;
         self.outcome.trace = crc32fast::hash(&[&self.outcome.trace.to_be_bytes()[..], bytes].concat());
+        self.note(format_args!("node {}: -> {to} {}", n + 1, describe(bytes)));
         self.spends(n, to)?;
         let (site, inside) = (self.hosts[n].site, self.hosts[n].inside);
         let delay = self.plan.delays[n] + self.rng.range(0, self.plan.jitter + 1);
@@ -708,6 +711,7 @@ fn config(rng: &mut Rng) -> Config {
         relay_only: false,
         loopback_payload: 1152,
         idle_timeout: Duration::from_secs(120),
+        user_timeout: Duration::from_secs(900),
         keepalive: Duration::from_secs(60),
         max_conns_per_port: 64,
         max_conns_total: 256,

@@ -131,7 +131,7 @@ impl Shared {
 
     /// Keeps a port of the router until the node stops.
     pub(crate) async fn keep_mapped(self: Arc<Self>) {
-        if !self.config.port_mapping || self.config.relay_only || self.alone() {
+        if !self.config.port_mapping || self.never_direct() || self.alone() {
             return;
         }
         let mut network = self.network.subscribe();

@@ -1,8 +1,10 @@
 //! Requests to the registry over a small pool of connections (spec 05 section 13).
 
-use super::{Features, RegistryError, connect, frame, tls};
-use crate::config::{RegistryTls, split_host_port};
+use super::ways::Ways;
+use super::{Features, RegistryError, frame};
+use crate::config::{RegistryTls, Transport, split_host_port};
 use crate::lock;
+use crate::proxy::{Proxies, ProxyChoice};
 use pilot_proto::NodeId;
 use pilot_proto::crypto::Identity;
 use pilot_proto::registry::fresh;
@@ -21,6 +23,8 @@ use tokio::time::timeout;
 const POOL: usize = 4;
 /// Time to connect and to write.
 const DIAL: Duration = Duration::from_secs(5);
+/// The same where there are several ways, or a proxy between.
+const LONG_DIAL: Duration = Duration::from_secs(12);
 /// Time for the answer of requests a peer or a user waits for.
 const SHORT: Duration = Duration::from_secs(8);
 /// Time for any other answer.
@@ -37,15 +41,12 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 pub(crate) struct Client {
     address: String,
     host: String,
-    port: u16,
-    tls: Option<Arc<rustls::ClientConfig>>,
+    ways: Ways,
     idle: Mutex<Vec<(Instant, Box<dyn Io>)>>,
     permits: Semaphore,
     failing: Mutex<Failing>,
     features: Mutex<Features>,
     signer: Mutex<Signer>,
-    /// Where the last connection went.
-    reached: Mutex<Option<IpAddr>>,
 }
 
 /// Who signs requests freshly, and the last number used.
@@ -109,18 +110,27 @@ enum Attempt {
 
 impl Client {
     pub(crate) fn new(address: &str, trust: Option<&RegistryTls>) -> Result<Client, String> {
+        Client::with(address, trust, &Proxies::new(ProxyChoice::Off), Transport::Udp)
+    }
+
+    /// The client of a node with this transport.
+    pub(crate) fn with(
+        address: &str,
+        trust: Option<&RegistryTls>,
+        proxies: &Proxies,
+        transport: Transport,
+    ) -> Result<Client, String> {
         let (host, port) = split_host_port(address).map_err(|e| format!("registry: {e}"))?;
+        let (flexible, forced) = (transport == Transport::Auto, transport == Transport::Compat);
         Ok(Client {
             address: address.to_owned(),
             host: host.to_owned(),
-            port,
-            tls: trust.map(tls::config).transpose()?,
+            ways: Ways::new(host, port, trust, proxies, flexible, forced)?,
             idle: Mutex::default(),
             permits: Semaphore::new(POOL),
             failing: Mutex::default(),
             features: Mutex::default(),
             signer: Mutex::default(),
-            reached: Mutex::default(),
         })
     }
 
@@ -134,7 +144,12 @@ impl Client {
 
     /// The address of the registry's that the last connection went to.
     pub(crate) fn reached(&self) -> Option<IpAddr> {
-        *lock(&self.reached)
+        self.ways.reached()
+    }
+
+    /// The registry has a listener with TLS there (docs/extensions.md, "compat").
+    pub(crate) fn set_second_way(&self, host: &str, port: u16, fingerprint: Option<&str>) {
+        self.ways.set_second(host, port, fingerprint);
     }
 
     pub(crate) fn features(&self) -> Features {
@@ -205,11 +220,8 @@ impl Client {
                 return Err(RegistryError::Unreachable(failing.cause.clone()));
             }
         }
-        let result = match timeout(DIAL, self.dial()).await {
-            Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(cause)) => Err(cause),
-            Err(_) => Err(self.no_way(format_args!("timed out after {} s", DIAL.as_secs()))),
-        };
+        let limit = if self.ways.is_long() { LONG_DIAL } else { DIAL };
+        let result = self.dial(limit).await;
         let mut failing = lock(&self.failing);
         match result {
             Ok(connection) => {
@@ -225,20 +237,11 @@ impl Client {
         }
     }
 
-    async fn dial(&self) -> Result<Box<dyn Io>, String> {
-        let stream = connect::tcp(&self.host, self.port)
-            .await
-            .map_err(|e| self.no_way(format_args!("{}", plain(&e))))?;
-        let _ = stream.set_nodelay(true);
-        *lock(&self.reached) = stream.peer_addr().ok().map(|at| at.ip().to_canonical());
-        let Some(config) = &self.tls else { return Ok(Box::new(stream)) };
-        let name = rustls::pki_types::ServerName::try_from(self.host.clone())
-            .map_err(|e| self.no_way(format_args!("{e}")))?;
-        let stream = tokio_rustls::TlsConnector::from(config.clone())
-            .connect(name, stream)
-            .await
-            .map_err(|e| format!("registry: {}", tls::cause(&e)))?;
-        Ok(Box::new(stream))
+    async fn dial(&self, limit: Duration) -> Result<Box<dyn Io>, String> {
+        self.ways.open(limit).await.map_err(|cause| match cause.contains("certificate") {
+            true => format!("registry: {cause}"),
+            false => self.no_way(format_args!("{cause}")),
+        })
     }
 
     /// No connection to the registry, and why.
@@ -359,7 +362,7 @@ pub(super) fn judge(answer: Map<String, Value>) -> Result<Value, RegistryError> 
 }
 
 /// The cause of a failed connect in plain words, without the number of the operating system's error.
-fn plain(error: &io::Error) -> String {
+pub(crate) fn plain(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
         io::ErrorKind::TimedOut => "timed out".to_owned(),

@@ -13,8 +13,10 @@ const MAX_ADDRESSES: usize = 8;
 
 /// Connects to the address that answers first. IPv4 goes first: registries of the reference take a node's IP address from
 /// this connection, and beside it stands the port of its IPv4 mapping (spec 04 section 6).
-pub(super) async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
-    race(in_turns(lookup_host((host, port)).await?.collect())).await
+pub(crate) async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+    let stream = race(in_turns(lookup_host((host, port)).await?.collect())).await?;
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
 }
 
 /// IPv4 and IPv6 addresses alternating.

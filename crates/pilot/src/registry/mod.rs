@@ -7,10 +7,14 @@ pub(crate) mod push;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod ways;
 
-pub(crate) use client::Client;
+pub(crate) use client::{Client, Io, plain};
+pub(crate) use connect::tcp;
+pub(crate) use tls::config as tls_config;
 
 use serde_json::Value;
+use std::sync::Arc;
 
 /// A registry's answer or why there is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +40,46 @@ pub async fn registry_call(
     request: Value,
 ) -> Result<Value, RegistryError> {
     Client::new(address, tls).map_err(RegistryError::Unreachable)?.request(request).await
+}
+
+/// TLS over a stream to this host. The error is the cause alone.
+pub(crate) async fn connect_tls(
+    config: Arc<rustls::ClientConfig>,
+    host: &str,
+    stream: Box<dyn Io>,
+) -> Result<Box<dyn Io>, String> {
+    let name = rustls::pki_types::ServerName::try_from(host.to_owned()).map_err(|e| e.to_string())?;
+    let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await;
+    Ok(Box::new(stream.map_err(|e| tls::cause(&e))?))
+}
+
+/// Where nodes without UDP come in, as `register_ok` says (docs/extensions.md, "compat").
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Door {
+    pub(crate) port: u16,
+    #[serde(default)]
+    pub(crate) tls: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_fingerprint: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) url: Option<String>,
+}
+
+impl Door {
+    /// From `register_ok`; what makes no sense is as if it were not there.
+    pub(crate) fn of(answer: &Value) -> Option<Door> {
+        let door: Door = serde_json::from_value(answer.get("compat")?.clone()).ok()?;
+        door.checked()
+    }
+
+    pub(crate) fn checked(self) -> Option<Door> {
+        let digest =
+            |text: &String| text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let good = self.port != 0
+            && self.tls_fingerprint.as_ref().is_none_or(digest)
+            && self.url.as_ref().is_none_or(|url| url.len() <= 256);
+        good.then_some(self)
+    }
 }
 
 /// What `register_ok` says the registry can do beyond the reference (docs/extensions.md).

@@ -2,6 +2,7 @@
 
 use crate::config::RegistryTls;
 use pilot_proto::crypto::sha256;
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -15,7 +16,7 @@ pub(crate) fn config(trust: &RegistryTls) -> Result<Arc<ClientConfig>, String> {
         .with_safe_default_protocol_versions()
         .map_err(|e| format!("registry TLS: {e}"))?;
     let config = match trust {
-        RegistryTls::Pinned(fingerprint) => {
+        RegistryTls::Pinned(fingerprint) | RegistryTls::PinnedOrSystem(fingerprint) => {
             if fingerprint.is_empty() {
                 return Err("registry TLS with -registry-trust=pinned requires RegistryFingerprint".into());
             }
@@ -27,30 +28,45 @@ pub(crate) fn config(trust: &RegistryTls) -> Result<Arc<ClientConfig>, String> {
                      the certificate's DER form"
                 ));
             }
+            let or = match trust {
+                RegistryTls::PinnedOrSystem(_) => roots().ok().and_then(|roots| {
+                    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+                        .build()
+                        .ok()
+                }),
+                _ => None,
+            };
             builder
                 .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Pin { want: fingerprint.clone(), provider }))
+                .with_custom_certificate_verifier(Arc::new(Pin { want: fingerprint.clone(), or, provider }))
                 .with_no_client_auth()
         }
-        RegistryTls::System => {
-            let mut roots = rustls::RootCertStore::empty();
-            let found = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(found.certs);
-            if roots.is_empty() {
-                return Err("registry TLS: this system has no root certificates; install them or pin the \
-                            registry's certificate"
-                    .into());
-            }
-            builder.with_root_certificates(roots).with_no_client_auth()
-        }
+        RegistryTls::System => builder.with_root_certificates(roots()?).with_no_client_auth(),
     };
     Ok(Arc::new(config))
 }
 
-/// Trusts exactly the leaf certificate whose SHA-256 is `want`; names, dates and chain do not count.
+/// The system's roots, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
+fn roots() -> Result<rustls::RootCertStore, String> {
+    let mut roots = rustls::RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(found.certs);
+    match roots.is_empty() {
+        false => Ok(roots),
+        true => {
+            Err("registry TLS: this system has no root certificates; install them or pin the registry's \
+                     certificate"
+                .into())
+        }
+    }
+}
+
+/// Trusts the leaf certificate whose SHA-256 is `want`, for which names, dates and chain do not count.
 #[derive(Debug)]
 struct Pin {
     want: String,
+    /// Trusts others, too.
+    or: Option<Arc<WebPkiServerVerifier>>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -65,14 +81,19 @@ impl ServerCertVerifier for Pin {
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let got: String = sha256(leaf).iter().map(|b| format!("{b:02x}")).collect();
         if got == self.want {
             return Ok(ServerCertVerified::assertion());
+        }
+        if let Some(or) = &self.or
+            && let Ok(verified) = or.verify_server_cert(leaf, intermediates, name, ocsp, now)
+        {
+            return Ok(verified);
         }
         let mismatch = Mismatch { got, want: self.want.clone() };
         Err(Error::InvalidCertificate(CertificateError::Other(rustls::OtherError(Arc::new(mismatch)))))

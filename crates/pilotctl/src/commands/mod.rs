@@ -17,6 +17,7 @@ mod network;
 mod ping;
 mod pins;
 mod pipe;
+mod proxy;
 mod reach;
 mod recv;
 mod registry;
@@ -40,6 +41,7 @@ const TABLE: &[&[Spec]] = &[
     config::COMMANDS,
     daemon::COMMANDS,
     rendezvous::COMMANDS,
+    proxy::COMMANDS,
     status::COMMANDS,
     directory::COMMANDS,
     trust::COMMANDS,

@@ -27,7 +27,7 @@ fn a_new_home_starts_alone_with_a_local_rendezvous_that_outlives_the_daemon() {
             "  Address:  0:0000.0000.0001",
             "  Hostname: my-agent",
             "  Tags:     mcp, finance",
-            "  Network:  udp",
+            "  Network:  udp (auto)",
             &format!("  Socket:   {}", home.path().join("pilot.sock").display()),
             &format!("  Logs:     {}", home.file("pilot.log").display()),
         ]
@@ -130,9 +130,16 @@ fn what_is_wrong_is_said_before_anything_is_started() {
     assert_eq!(refused(&["--registry", "nowhere"]), "--registry: registry must be a host:port address");
     assert_eq!(refused(&["--email", "nobody"]), "invalid email: email address must contain @");
     assert_eq!(
-        refused(&["--transport", "compat"]),
-        "--transport: transport compat is not part of this version; remove the setting to go on"
+        refused(&["--transport", "tcp"]),
+        "--transport: invalid transport \"tcp\": must be 'udp', 'compat' or 'auto'"
     );
+    assert_eq!(
+        refused(&["--proxy", "socks5://user:s3cret@proxy:1"]),
+        "--proxy: proxy: invalid proxy URL: socks5:// is no HTTP proxy; expected http://[user:password@]host:port, auto \
+         or off"
+    );
+    let pinned = refused(&["--tls-trust", "pinned"]);
+    assert!(pinned.as_str().unwrap().starts_with("tls_trust pinned needs registry_fingerprint"), "{pinned}");
     assert!(
         refused(&["--tags", "Big"]).as_str().unwrap().starts_with("--tags: tag \"Big\" must be lowercase")
     );

@@ -7,6 +7,7 @@ mod directory;
 mod frame;
 mod messages;
 mod pair;
+mod proxy;
 mod streams;
 mod support;
 mod trust;

@@ -1,7 +1,7 @@
 //! Agents in places of the network laboratory: a daemon of ours each, one rendezvous for all.
 
 use pilot_ipc::Client;
-use pilot_netlab::{Host, Lab, Link, Place, Process, Site};
+use pilot_netlab::{Host, Lab, Link, PROXY_CREDENTIALS, Place, Process, Site};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 pub const UPLINK: Link = Link::new().delay(Duration::from_millis(10));
 /// How long something that has to happen may take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// Port of the beacon.
+/// Ports of the registry and of the beacon.
+const REGISTRY: u16 = 9000;
 const BEACON: u16 = 9001;
 /// When peers that are not greeted were last seen, seconds before they were first seen.
 const LONG_AGO: u64 = 24 * 3600;
@@ -43,19 +44,21 @@ pub struct Agent {
     home: PathBuf,
     daemon: Option<Process>,
     rendezvous: String,
+    /// SHA-256 of the rendezvous' certificate on port 443, for those who reach no other.
+    fingerprint: Option<String>,
 }
 
 impl Net {
     pub fn new(seed: u64) -> Net {
         let mut net = Net::empty(seed);
-        net.start_rendezvous(9000, BEACON);
+        net.start_rendezvous(REGISTRY, BEACON);
         net
     }
 
     /// The same with a process for the registry, the first, and another for the beacon.
     pub fn apart(seed: u64) -> Net {
         let mut net = Net::empty(seed);
-        net.start_rendezvous(9000, 9101);
+        net.start_rendezvous(REGISTRY, 9101);
         net.start_rendezvous(9100, BEACON);
         net
     }
@@ -74,6 +77,10 @@ impl Net {
         command.args(["rendezvous", "start", "--foreground", "--registry-addr", &format!("[::]:{registry}")]);
         command.args(["--beacon-addr", &format!("[::]:{beacon}"), "--store"]);
         command.arg(home.join("registry.db"));
+        if (registry, beacon) == (REGISTRY, BEACON) {
+            // The way in for those without UDP.
+            command.args(["--tls-listen", "[::]:443"]);
+        }
         log_to(&mut command, &home.join("rendezvous.log"));
         self.rendezvous.push(self.public.spawn(command).expect("our binary starts"));
         let to = (self.public.v4(), registry);
@@ -103,13 +110,26 @@ impl Net {
         self.agent_in(Make::Ours, place, name)
     }
 
+    fn fingerprint(&self) -> String {
+        let path = self.dir.path().join(format!("rendezvous-{REGISTRY}/rendezvous.json"));
+        let mut fingerprint = None;
+        wait_until("the rendezvous tells of its certificate", || {
+            let said: Option<Value> =
+                fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+            fingerprint = said.and_then(|said| said["tls_fingerprint"].as_str().map(str::to_owned));
+            fingerprint.is_some()
+        });
+        fingerprint.expect("waited for")
+    }
+
     /// The same, in a place that exists.
     pub fn agent_in(&self, make: Make, place: Place, name: &str) -> Agent {
         let home = self.dir.path().join(name);
         fs::create_dir_all(&home).expect("home");
         let v6 = place.site == Site::V6Only;
         let rendezvous = if v6 { format!("[{}]", self.public.v6()) } else { self.public.v4().to_string() };
-        Agent { name: name.to_owned(), make, place, home, daemon: None, rendezvous }
+        let fingerprint = place.proxy.is_some().then(|| self.fingerprint());
+        Agent { name: name.to_owned(), make, place, home, daemon: None, rendezvous, fingerprint }
     }
 }
 
@@ -162,7 +182,15 @@ impl Agent {
             }
         };
         command.args(["-trust-auto-approve", "-hostname", &self.name, "-listen", ":4000"]);
-        command.args(["-registry", &format!("{}:9000", self.rendezvous)]);
+        if let (Some(proxy), Some(fingerprint)) = (&self.place.proxy, &self.fingerprint) {
+            // Nothing else can be reached from there.
+            let (user, password) = PROXY_CREDENTIALS;
+            command.env("HTTPS_PROXY", format!("http://{user}:{password}@{}", proxy.addr()));
+            command.args(["-registry", &format!("{}:443", self.rendezvous)]);
+            command.args(["-registry-fingerprint", fingerprint]);
+        } else {
+            command.args(["-registry", &format!("{}:{REGISTRY}", self.rendezvous)]);
+        }
         command.args(["-beacon", &format!("{}:{BEACON}", self.rendezvous)]);
         command.args(["-email", &format!("{}@example.com", self.name)]);
         command.arg("-identity").arg(self.home.join("identity.json"));
@@ -198,6 +226,14 @@ impl Agent {
         for router in [&self.place.router, &self.place.carrier].into_iter().flatten() {
             router.forget_mappings();
         }
+    }
+
+    /// Stops the daemon where it stands, as a machine that goes to sleep does, or lets it go on.
+    pub fn freeze(&self, frozen: bool) {
+        let id = self.daemon.as_ref().expect("it runs").id();
+        let pid = rustix::process::Pid::from_raw(id.cast_signed()).expect("a process has a number");
+        let signal = if frozen { rustix::process::Signal::STOP } else { rustix::process::Signal::CONT };
+        rustix::process::kill_process(pid, signal).expect("the daemon runs");
     }
 
     /// Takes from a stopped daemon what it remembers of its peers beside trust, which it would greet at its next start.

@@ -84,6 +84,17 @@ impl Flow {
             .unwrap_or_default()
     }
 
+    /// The longest silence from this time on, whatever was before.
+    pub fn silence_from(&self, since: Instant) -> Duration {
+        let arrivals = self.lock();
+        let current = arrivals.last.map(|last| (last, last.elapsed()));
+        let ended = arrivals.silences.iter().copied().chain(current);
+        ended
+            .map(|(from, length)| (from + length).saturating_duration_since(from.max(since)))
+            .max()
+            .unwrap_or_default()
+    }
+
     /// Ends the stream in order: how many bytes it carried. An error if what arrived is not what was sent.
     pub async fn finish(self) -> Result<u64, String> {
         self.stop.store(true, Relaxed);

@@ -331,6 +331,8 @@ impl Daemon {
             command.args(["-no-skillinject", "-telemetry-url", "", "-motd-feed-url", ""]);
         }
         command.env("HOME", &self.home).env("PILOT_NO_SKILLINJECT", "1");
+        // The rendezvous' certificate is a root, for whoever asks the system.
+        command.env("SSL_CERT_FILE", self.home.with_file_name("registry.db.cert.pem"));
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("log file")).stderr(log);
         self.child = Some(command.spawn().expect("the daemon starts"));
         let name = format!("{:?} daemon {} answers", self.make, self.name);

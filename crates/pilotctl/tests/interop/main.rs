@@ -5,6 +5,7 @@
 //! namespace that holds nothing but loopback, with an empty HOME and their vendor services off.
 
 mod cli;
+mod compat;
 mod lab;
 mod lifecycle;
 mod lossy;

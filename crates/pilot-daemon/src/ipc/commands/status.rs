@@ -97,7 +97,7 @@ fn info_of(status: &NodeStatus, networks: &[u16], version: &str) -> Value {
         ("ports", status.ports.into()),
         ("public_key", pilot_proto::crypto::base64(status.public_key).into()),
         ("relay_peer_count", counts.relayed.into()),
-        ("transport", "udp".into()),
+        ("transport", status.transport.into()),
         ("tunnel_encryption_failure", status.counters.encryption_failure.into()),
         ("tunnel_encryption_success", status.counters.encryption_success.into()),
         ("uptime_secs", status.uptime.as_secs().into()),

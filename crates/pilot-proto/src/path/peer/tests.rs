@@ -1,5 +1,7 @@
 use super::*;
 
+const FIRST: Tick = Tick::Check { again: false };
+const AGAIN: Tick = Tick::Check { again: true };
 const FRESH: Arrival = Arrival { fresh: true, probe: false, fallback: true };
 
 fn addr(n: u16) -> SocketAddr {
@@ -44,10 +46,40 @@ fn a_silent_direct_path_is_probed_and_left_for_the_relay_within_two_seconds_of_i
     let start = t + QUIET + ms(1);
     assert!(p.sent_directly(start));
     let ticks = run(&mut p, start, ms(900));
-    assert_eq!(ticks[..3], [(0, Tick::Check), (300, Tick::Check), (600, Tick::Check)]);
+    assert_eq!(ticks[..3], [(0, FIRST), (300, AGAIN), (600, AGAIN)]);
     assert_eq!(ticks[3], (900, Tick::Lost));
     assert_eq!(p.choose(true, false), Choice::Relay);
     assert_eq!(p.choose(false, false), Choice::Direct(addr(1)), "without a relay there is nothing better");
+}
+
+#[test]
+fn a_listener_whose_flow_breaks_off_probes_the_path_and_leaves_it_if_nothing_answers() {
+    let t = Instant::now();
+    let mut p = Path::default();
+    p.contacted_directly(t, addr(1));
+    let heard = |p: &mut Path, at: u64| p.direct_in(t + ms(at), addr(1), FRESH);
+    (0..100).for_each(|n| assert!(!heard(&mut p, 10 * n)));
+    let ticks = run(&mut p, t, ms(3_000));
+    let ticks: Vec<_> = ticks.into_iter().filter(|(_, tick)| *tick != Tick::Probe).collect();
+    assert_eq!(ticks[..4], [(1_590, FIRST), (1_890, AGAIN), (2_190, AGAIN), (2_490, Tick::Lost)]);
+
+    // A pong ends it, and what comes now and then is no flow.
+    let mut p = Path::default();
+    p.contacted_directly(t, addr(1));
+    (0..100).for_each(|n| assert!(!heard(&mut p, 10 * n)));
+    assert_eq!(p.tick(t + ms(1_590), true, true), Some(FIRST));
+    p.probed(t + ms(1_590), addr(1), 9);
+    p.pong(t + ms(1_630), 9, Some(addr(1)));
+    (2..100).for_each(|n| assert!(!heard(&mut p, 1_000 * n)));
+    assert_eq!(run(&mut p, t, ms(20_000)), []);
+}
+
+#[test]
+fn a_flow_through_the_relay_that_breaks_off_is_told_once() {
+    let t = Instant::now();
+    let mut p = Path::default();
+    (0..100).for_each(|n| p.relayed_in(t + ms(10 * n)));
+    assert_eq!(run(&mut p, t, ms(20_000)), [(1_590, Tick::Lull)]);
 }
 
 #[test]
@@ -57,7 +89,7 @@ fn an_answered_probe_keeps_the_direct_path() {
     p.contacted_directly(t, addr(1));
     p.sent_directly(t);
     assert!(p.sent_directly(t + ms(1_001)));
-    assert_eq!(p.tick(t + ms(1_001), true, true), Some(Tick::Check));
+    assert_eq!(p.tick(t + ms(1_001), true, true), Some(FIRST));
     assert_eq!(p.targets(false), [addr(1)]);
     p.probed(t + ms(1_001), addr(1), 77);
     assert!(!p.pong(t + ms(1_050), 78, None));
@@ -208,6 +240,6 @@ fn a_network_change_probes_everything_at_once_and_leaves_a_dead_path_within_a_se
     let t = t + ms(10_000);
     p.changed(t);
     let ticks = run(&mut p, t, ms(1_000));
-    assert!(ticks.contains(&(0, Tick::Probe)) && ticks.contains(&(0, Tick::Check)), "{ticks:?}");
+    assert!(ticks.contains(&(0, Tick::Probe)) && ticks.contains(&(0, FIRST)), "{ticks:?}");
     assert!(ticks.contains(&(900, Tick::Lost)), "{ticks:?}");
 }

@@ -44,6 +44,10 @@ struct Segment {
     /// Shorter than a full segment when it was cut.
     short: bool,
     sent_at: Instant,
+    /// When the copy before the last one left.
+    before: Instant,
+    /// The last copy left without a sign that the one before was lost: a probe, or the path had changed.
+    spare: bool,
 }
 
 impl Segment {
@@ -347,7 +351,8 @@ impl Sender {
         self.last_sent = Some(now);
         let rto = (self.backed_off_rto() + self.rto_extra).min(MAX_RTO);
         self.rto_at.get_or_insert(now + rto);
-        if self.tlp_at.is_none() {
+        if self.tlp_at.is_none() || piece.fresh {
+            // The probe is for what left last (RFC 8985 section 7.2).
             self.arm_tlp(now);
         }
         Some(piece)
@@ -389,9 +394,11 @@ impl Sender {
         if seg.lost {
             seg.lost = false;
             self.in_flight += u64::from(seg.len);
+        } else {
+            seg.spare = true;
         }
         seg.sent = seg.sent.saturating_add(1);
-        seg.sent_at = now;
+        seg.before = std::mem::replace(&mut seg.sent_at, now);
         self.stats.retransmits += 1;
         if self.timeouts == 0 {
             self.stats.fast_retransmits += 1;
@@ -447,6 +454,8 @@ impl Sender {
             lost: false,
             short: len < self.mss,
             sent_at: now,
+            before: now,
+            spare: false,
         });
         self.nxt += len as u64;
         self.in_flight += len as u64;

@@ -115,13 +115,22 @@ impl Sender {
         if self.probe == Some(seg.off) {
             self.probe = None;
         }
-        let rtt = now.saturating_duration_since(seg.sent_at);
+        let mut sent_at = seg.sent_at;
+        let mut rtt = now.saturating_duration_since(sent_at);
         if seg.sent > 1 {
             if rtt * 4 < self.rtt.min() * 3 {
-                // Too soon for the copy: the original arrived late, so it was not lost but overtaken.
-                self.reordering = true;
-                self.reo_mult = (self.reo_mult + 1).min(MAX_REO_MULT);
-                return u64::from(seg.len);
+                // Too soon for the last copy: the one before arrived late, so it was not lost but overtaken.
+                if !seg.spare {
+                    self.reordering = true;
+                    self.reo_mult = (self.reo_mult + 1).min(MAX_REO_MULT);
+                }
+                // What was sent before that one, and is still missing, is lost all the same. Without this a sender whose every
+                // new segment is doubled by a probe never finds its losses.
+                sent_at = seg.before;
+                rtt = now.saturating_duration_since(sent_at);
+                if rtt * 4 < self.rtt.min() * 3 {
+                    return u64::from(seg.len);
+                }
             }
         } else {
             if seg.end() < self.fack {
@@ -131,8 +140,8 @@ impl Sender {
                 *newest = Some((seg.sent_at, seg.end(), rtt));
             }
         }
-        if self.rack.is_none_or(|r| (seg.sent_at, seg.end()) > r) {
-            self.rack = Some((seg.sent_at, seg.end()));
+        if self.rack.is_none_or(|r| (sent_at, seg.end()) > r) {
+            self.rack = Some((sent_at, seg.end()));
             self.rack_rtt = rtt;
         }
         u64::from(seg.len)
@@ -205,7 +214,7 @@ impl Sender {
     pub(super) fn lose(&mut self, index: usize) {
         let seg = &mut self.segs[index];
         if !seg.lost && !seg.sacked {
-            seg.lost = true;
+            (seg.lost, seg.spare) = (true, false);
             self.in_flight -= u64::from(seg.len);
             self.lost.insert(seg.off);
         }
@@ -322,9 +331,6 @@ impl Sender {
         self.tlp_at = None;
         let Some(head) = self.segs.front() else { return false };
         self.timeouts += 1;
-        if self.timeouts >= MAX_TIMEOUTS {
-            return true;
-        }
         let flight = self.in_flight;
         if head.sacked {
             self.unmark_all();
@@ -344,13 +350,14 @@ impl Sender {
         // Up to a quarter of the timeout at random, so that connections do not stay in step (spec 03 section
         // 13). The timer starts when the segment really leaves: a path that is not ready costs no attempt.
         self.rto_extra = (self.backed_off_rto() / 4).mul_f64(f64::from(jitter) / f64::from(u32::MAX));
-        false
+        self.timeouts >= MAX_TIMEOUTS
     }
 
     /// The way to the peer changed or came back: try again at once.
     pub(in crate::stream) fn kick(&mut self, now: Instant) {
         if self.timeouts > 0 && !self.segs.is_empty() {
             self.lose(0);
+            self.segs[0].spare = true;
             self.credit = true;
             self.rto_at = Some(now + self.backed_off_rto());
         }
@@ -419,6 +426,49 @@ mod tests {
         assert!(sender.all_acked());
         assert_eq!((sender.in_flight(), sender.unacked_segments()), (0, 0));
         assert_eq!(sender.ack_offset(sender.seq(5761)), None, "never sent");
+    }
+
+    /// An interactive stream over a path of 100 ms on which a few messages got lost: each further one is probed before its
+    /// acknowledgement can come, which must not hide that those before it are missing.
+    #[test]
+    fn losses_are_found_although_every_later_segment_was_probed() {
+        let mut sender = Sender::new(1, PeerWindow::Edge(1 << 20), CongestionKind::Cubic, 1 << 20);
+        let start = Instant::now();
+        let ms = |ms: u64| start + Duration::from_millis(ms);
+        let write = |sender: &mut Sender, at: u64| {
+            assert!(sender.buf.push(Bytes::from_static(&[1; 32])).is_empty());
+            sender.next_piece(ms(at)).expect("a message leaves")
+        };
+        write(&mut sender, 0);
+        sender.on_ack(ms(100), 32, &[], true);
+        // Two are lost; the probe for the third leaves 20 ms before its acknowledgement comes.
+        for at in [150, 200, 400] {
+            write(&mut sender, at);
+        }
+        sender.probe = Some(96);
+        sender.credit = true;
+        assert_eq!(sender.next_piece(ms(480)), Some(Piece { off: 96, len: 32, fresh: false }));
+        sender.on_ack(ms(500), 32, &[(97, 129)], true);
+        assert!(!sender.reordering, "the probe was sent without a sign of loss");
+        let again: Vec<u64> = std::iter::from_fn(|| sender.next_piece(ms(500))).map(|p| p.off).collect();
+        assert_eq!(again, [32, 64]);
+    }
+
+    #[test]
+    fn the_probe_waits_for_what_left_last() {
+        let mut sender = Sender::new(1, PeerWindow::Edge(1 << 20), CongestionKind::Cubic, 1 << 20);
+        let start = Instant::now();
+        let ms = |ms: u64| start + Duration::from_millis(ms);
+        for at in [0, 150] {
+            assert!(sender.buf.push(Bytes::from_static(&[1; 32])).is_empty());
+            assert!(sender.next_piece(ms(at)).is_some());
+            if at == 0 {
+                sender.on_ack(ms(100), 32, &[], true);
+            }
+        }
+        assert!(sender.buf.push(Bytes::from_static(&[1; 32])).is_empty());
+        assert!(sender.next_piece(ms(200)).is_some());
+        assert_eq!(sender.tlp_at, Some(ms(400)), "two round trips after the last segment");
     }
 
     #[test]

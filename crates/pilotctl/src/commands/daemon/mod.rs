@@ -21,6 +21,9 @@ use std::time::Duration;
 /// How long `daemon start` waits for a registered daemon unless told otherwise.
 const READY: Duration = Duration::from_secs(15);
 
+/// The same without UDP, where more has to be connected.
+const READY_COMPAT: Duration = Duration::from_secs(30);
+
 pub const COMMANDS: &[Spec] = &[
     Spec {
         name: "daemon start",
@@ -30,7 +33,8 @@ pub const COMMANDS: &[Spec] = &[
             Flag::switch("foreground", "do not detach"),
             Flag::value("wait", "D", "how long to wait until it is registered (15s)")
         ),
-        returns: "pid, node_id, address, hostname, tags, socket, log_file, transport, rendezvous?, warnings?",
+        returns: "pid, node_id, address, hostname, tags, socket, log_file, transport, \
+                  transport_auto?, proxy?, rendezvous?, warnings?",
         tier: Tier::Core,
         run: Run::Sync(start),
     },
@@ -113,7 +117,8 @@ fn invalid(error: pilot_daemon::config::SettingError) -> CliError {
 }
 
 fn start(ctx: &Ctx, args: &Args) -> CliResult {
-    let wait = args.duration_or("wait", READY)?;
+    let compat = args.value("transport") == Some("compat");
+    let wait = args.duration_or("wait", if compat { READY_COMPAT } else { READY })?;
     if args.on("foreground") {
         return run::run(ctx, args);
     }
@@ -180,7 +185,11 @@ fn running_text(data: &Value, pid: u32, socket: &Path, log: &Path) -> String {
     if !tags.is_empty() {
         out.push_str(&format!("  Tags:     {}\n", tags.join(", ")));
     }
-    out.push_str(&format!("  Network:  {}\n", field("transport")));
+    let auto = if data["transport_auto"] == true { " (auto)" } else { "" };
+    out.push_str(&format!("  Network:  {}{auto}\n", field("transport")));
+    if !field("proxy").is_empty() {
+        out.push_str(&format!("  Proxy:    {}\n", field("proxy")));
+    }
     out.push_str(&format!("  Socket:   {}\n  Logs:     {}", socket.display(), log.display()));
     out
 }

@@ -96,19 +96,30 @@ impl Signals {
 async fn serve(config: DaemonConfig, detached: Option<&Detached>) -> CliResult {
     let mut signals = Signals::listen()?;
     let tags = config.node.tags.clone();
+    let auto = config.node.transport == pilot::Transport::Auto;
+    let proxy = match &config.node.proxies.choice {
+        pilot::ProxyChoice::Fixed(proxy) => Some(proxy.to_string()),
+        _ => None,
+    };
     let daemon = tokio::select! {
         started = Daemon::start(config) => started.map_err(|e| CliError::connection(e.to_string()))?,
         () = signals.end() => return Ok(Exit::OK),
     };
     let status = daemon.node().status().await;
-    let said: Value = json!({
+    let mut said: Value = json!({
         "node_id": status.node_id,
         "address": status.address.to_string(),
         "hostname": status.hostname,
         "tags": tags,
-        "transport": "udp",
+        "transport": status.transport,
         "warnings": status.warnings,
     });
+    if auto {
+        said["transport_auto"] = json!(true);
+    }
+    if let Some(proxy) = proxy {
+        said["proxy"] = json!(proxy);
+    }
     if detached.is_some_and(|d| d.ready(&said).is_err()) {
         daemon.shutdown().await;
         return Err(CliError::internal("the starting process is gone"));
