@@ -1,6 +1,6 @@
 //! Entry points of the fuzz targets: the pure state cores under arbitrary bytes.
 
-use crate::beacon::socket::Sent;
+use crate::beacon::transmit::Sent;
 use crate::beacon::{Beacon, Directory, Known, Settings};
 use crate::clock::Now;
 use crate::config::Config;
@@ -152,7 +152,7 @@ pub fn beacon(input: &[u8]) {
             let (to, frames) = (batch.to, batch.frames());
             let first = batch.bytes()[..batch.segment.min(batch.bytes().len())].to_vec();
             count(to, &first);
-            batch.advance();
+            batch.advance(1);
             beacon.sent(batch, &Sent { frames: 1, bytes: first.len() as u64, refused: 0, full: true });
             if frames > 1 {
                 let again = beacon.next().map(|batch| (batch.to, batch.frames(), beacon.sent(batch, &FULL)));

@@ -13,13 +13,13 @@ use crate::registry::{Door, Now, Registry, Session};
 use crate::store::sqlite::Sqlite;
 use crate::store::{Store as _, StoreError, writer};
 use pilot_proto::NodeId;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 
@@ -48,6 +48,12 @@ pub enum StartError {
         what: &'static str,
         /// The configured address.
         addr: SocketAddr,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The system has no thread for the beacon, or its socket could not be set up.
+    #[error("cannot start the beacon: {source}")]
+    Beacon {
         /// Cause.
         source: std::io::Error,
     },
@@ -431,9 +437,9 @@ impl Server {
         });
         let directory = Lookups(shared.clone());
         let inputs = Inputs { hints: hinted, arrivals };
-        let task =
-            beacon::task::run(udp, probe, beacon, directory, counters.clone(), inputs, stopping.clone());
-        tokio::spawn(held(alive.clone(), task));
+        let (counted, stop_beacon) = (counters.clone(), stopping.clone());
+        beacon::task::start(udp, probe, beacon, directory, counted, inputs, stop_beacon, alive.clone())
+            .map_err(|source| StartError::Beacon { source })?;
         tokio::spawn(held(alive.clone(), reap(shared.clone(), stopping.clone())));
         if let Some((tcp, _, certified)) = second {
             let tls = certified.map(|(acceptor, _)| acceptor);

@@ -1,25 +1,29 @@
 //! The beacon's state: datagrams in, datagrams out (spec 04 sections 2 to 5). No I/O; the clock is passed in.
 
+mod link;
+mod pace;
 mod queue;
+mod relay;
 pub(crate) mod socket;
 mod sockets;
 mod table;
 pub(crate) mod task;
 #[cfg(test)]
 mod tests;
+pub(crate) mod transmit;
 
 use crate::config::Rate;
 use crate::limits::{Buckets, Meter, network, source};
 use pilot_proto::NodeId;
-use pilot_proto::wire::beacon::{Message, RELAY_HEADER_LEN};
+use pilot_proto::wire::beacon::Message;
 use pilot_proto::wire::discover::SignedDiscover;
 use queue::{Batch, Queues};
-use socket::Sent;
 use sockets::Sockets;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 use table::{Claim, Table};
+use transmit::Sent;
 
 /// Routes to nodes of other beacons.
 const MAX_ROUTES: usize = 500_000;
@@ -136,6 +140,8 @@ pub(crate) struct Beacon {
     strange_relays: Buckets<IpAddr>,
     strange_deliveries: Buckets<NodeId>,
     queues: Queues,
+    /// The socket took nothing more when it was last tried.
+    full: bool,
     pub counters: Counters,
 }
 
@@ -163,6 +169,7 @@ impl Beacon {
             strange_relays: Buckets::new(STRANGE_RELAYS),
             strange_deliveries: Buckets::new(STRANGE_DELIVERIES),
             queues: Queues::default(),
+            full: false,
             counters: Counters::default(),
         }
     }
@@ -172,38 +179,6 @@ impl Beacon {
             || self.settings.exempt.iter().any(|(net, prefix)| crate::limits::contains(*net, *prefix, ip))
     }
 
-    /// Handles what one receive call brought from one sender: datagrams of `stride` bytes, the last one maybe shorter.
-    /// Answers go to `send`; frames to relay wait in the queues ([`Beacon::next`]).
-    pub fn receive(
-        &mut self,
-        from: SocketAddr,
-        bytes: &[u8],
-        stride: usize,
-        directory: &impl Directory,
-        now: Instant,
-        send: &mut impl FnMut(SocketAddr, &[u8]),
-    ) {
-        let stride = stride.clamp(1, bytes.len().max(1));
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let len = match rest.first_chunk::<RELAY_HEADER_LEN>() {
-                // Whatever has the same header has the same fate: it is decided once.
-                Some(header @ [0x05, ..]) if stride >= header.len() => {
-                    stride * rest.chunks(stride).take_while(|datagram| datagram.starts_with(header)).count()
-                }
-                _ => stride,
-            };
-            let (these, others) = rest.split_at(len.min(rest.len()));
-            match Message::parse(these) {
-                Ok(Message::Relay { from: node, to, .. }) => {
-                    self.relay(canonical(from), node, to, Frames { bytes: these, stride }, now);
-                }
-                _ => self.handle(from, these, directory, now, send),
-            }
-            rest = others;
-        }
-    }
-
     /// The next frames to send; say with [`Beacon::sent`] what became of them.
     pub fn next(&mut self) -> Option<Batch> {
         self.queues.next()
@@ -211,13 +186,18 @@ impl Beacon {
 
     /// What became of a batch. If the socket was full, what is left of it comes next again.
     pub fn sent(&mut self, batch: Batch, sent: &Sent) {
-        self.counters.relayed += sent.frames;
-        self.counters.relayed_bytes += sent.bytes;
-        self.counters.relay_unsent += sent.refused;
+        self.count(sent);
+        self.full = sent.full;
         match sent.full {
             true => self.queues.put_back(batch),
             false => self.queues.done(batch),
         }
+    }
+
+    fn count(&mut self, sent: &Sent) {
+        self.counters.relayed += sent.frames;
+        self.counters.relayed_bytes += sent.bytes;
+        self.counters.relay_unsent += sent.refused;
     }
 
     /// Whether frames wait to be sent.
@@ -375,81 +355,6 @@ impl Beacon {
         self.counters.punches += 1;
     }
 
-    /// Relays frames of one sender to one destination, all or none of them.
-    fn relay(&mut self, from: SocketAddr, node: NodeId, to: NodeId, frames: Frames<'_>, now: Instant) {
-        let peer = self.settings.peers.contains(&from);
-        // Known to be at this address, or at another port of it.
-        let entry = self.table.get_mut(node).filter(|e| e.addr.ip() == from.ip());
-        let (near, proven) = match entry {
-            Some(entry) if entry.addr == from => {
-                entry.seen = now;
-                (true, entry.proven)
-            }
-            other => (other.is_some(), false),
-        };
-        if !peer && !self.exempt(from.ip()) {
-            let budget = if proven { &mut self.proven_relays } else { &mut self.relays };
-            let allowed = if near {
-                budget.charge(from, frames.cost(), now, Duration::ZERO).is_ok()
-            } else {
-                // A forged sender, or one the beacon has not heard of since its own start.
-                let count = frames.count() as u32;
-                self.strange_relays.charge(network(from.ip()), count, now, Duration::ZERO).is_ok()
-                    && self.strange_deliveries.charge(to, count, now, Duration::ZERO).is_ok()
-            };
-            if !allowed {
-                self.counters.relay_limited += frames.count();
-                return;
-            }
-        }
-        self.forward(peer, node, to, frames);
-    }
-
-    /// Queues frames for where their destination is: its WebSocket, its address, its beacon, in this order.
-    fn forward(&mut self, peer: bool, node: NodeId, to: NodeId, frames: Frames<'_>) {
-        if self.sockets.has(to) {
-            return self.push_to_socket(node, to, frames);
-        }
-        // Never from beacon to beacon to beacon: stale tables must not make frames go round.
-        let route = self.routes.get(&to).filter(|_| !peer);
-        let entry = self.table.get(to).filter(|entry| !entry.weak || route.is_none());
-        let mut head = [0; RELAY_HEADER_LEN];
-        head[1..5].copy_from_slice(&node.to_be_bytes());
-        head[5..].copy_from_slice(&to.to_be_bytes());
-        let (addr, head) = match (entry, route) {
-            (Some(entry), _) if entry.named => {
-                head[0] = 0x09;
-                (entry.addr, &head[..])
-            }
-            (Some(entry), _) => {
-                head[0] = 0x06;
-                (entry.addr, &head[..5])
-            }
-            (None, Some(route)) => {
-                head[0] = 0x05;
-                (*route, &head[..])
-            }
-            (None, None) => {
-                self.counters.dropped += frames.count();
-                return;
-            }
-        };
-        self.counters.relay_overrun += self.queues.push(addr, head, frames.each(), RELAY_HEADER_LEN);
-    }
-
-    fn push_to_socket(&mut self, node: NodeId, to: NodeId, frames: Frames<'_>) {
-        for frame in frames.each() {
-            let mut out = Vec::with_capacity(frame.len());
-            Message::RelayDeliver { from: node, frame: &frame[RELAY_HEADER_LEN..] }.emit(&mut out);
-            if self.sockets.push(to, &out) {
-                self.counters.relayed += 1;
-                self.counters.relayed_bytes += out.len() as u64;
-            } else {
-                self.counters.slow_dropped += 1;
-            }
-        }
-    }
-
     fn sync(&mut self, from: SocketAddr, nodes: &[u8], now: Instant) {
         if !self.settings.peers.contains(&from) {
             self.counters.garbage += 1;
@@ -504,32 +409,6 @@ impl Beacon {
         for peer in &self.settings.peers {
             reply(&Message::Sync { beacon: self.settings.id, nodes: &nodes }, *peer, send);
         }
-    }
-}
-
-/// Relay frames with one header, as they were received.
-#[derive(Clone, Copy)]
-struct Frames<'a> {
-    bytes: &'a [u8],
-    /// Length of each; the last one may be shorter.
-    stride: usize,
-}
-
-impl<'a> Frames<'a> {
-    fn each(self) -> impl Iterator<Item = &'a [u8]> {
-        self.bytes.chunks(self.stride)
-    }
-
-    fn count(self) -> u64 {
-        self.bytes.len().div_ceil(self.stride) as u64
-    }
-
-    /// In units of [`RELAY_UNIT`].
-    fn cost(self) -> u32 {
-        let cost = |len: usize| len.max(RELAY_LEAST).div_ceil(RELAY_UNIT);
-        let (whole, last) = (self.bytes.len() / self.stride, self.bytes.len() % self.stride);
-        // A receive call brings 64 KiB at most.
-        (whole * cost(self.stride) + if last > 0 { cost(last) } else { 0 }) as u32
     }
 }
 

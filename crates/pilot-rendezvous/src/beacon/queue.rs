@@ -9,9 +9,9 @@ use std::collections::hash_map::{Entry, HashMap};
 use std::net::SocketAddr;
 
 /// Most segments of one batch: what the kernel takes.
-const SEGMENTS: usize = 64;
+pub(super) const SEGMENTS: usize = 64;
 /// Most bytes of a batch of several frames: an IP packet less its headers, rounded down.
-const BATCH_BYTES: usize = 65_000;
+pub(super) const BATCH_BYTES: usize = 65_000;
 /// Bytes queued for one destination: 8 ms at 1 Gbit/s. What waits longer is late.
 const DESTINATION_BYTES: usize = 1 << 20;
 /// Bytes queued in all.
@@ -22,6 +22,22 @@ const DESTINATIONS: usize = 16_384;
 const FRAME_OVERHEAD: usize = 64;
 /// Buffers kept for reuse.
 const SPARE: usize = 64;
+
+/// Frames for one destination where they lie: each in `stride` bytes, the last one maybe in fewer, of which the first `skip`
+/// are no part of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run<'a> {
+    pub to: SocketAddr,
+    pub bytes: &'a [u8],
+    pub stride: usize,
+    pub skip: usize,
+}
+
+impl<'a> Run<'a> {
+    pub fn frames(self) -> impl Iterator<Item = &'a [u8]> {
+        self.bytes.chunks(self.stride.max(1)).map(move |frame| frame.get(self.skip..).unwrap_or_default())
+    }
+}
 
 /// Frames for one destination.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,9 +64,14 @@ impl Batch {
         self.bytes().len().div_ceil(self.segment.max(1))
     }
 
-    /// The first of them has been sent.
-    pub fn advance(&mut self) {
-        self.sent = (self.sent + self.segment).min(self.bytes.len());
+    /// The same, to send them from where they lie.
+    pub fn run(&self) -> Run<'_> {
+        Run { to: self.to, bytes: self.bytes(), stride: self.segment, skip: 0 }
+    }
+
+    /// The first `count` of them have been dealt with.
+    pub fn advance(&mut self, count: usize) {
+        self.sent = self.sent.saturating_add(self.segment.saturating_mul(count)).min(self.bytes.len());
     }
 
     fn takes(&self, len: usize) -> bool {
@@ -86,6 +107,11 @@ pub(crate) struct Queues {
 impl Queues {
     pub fn is_empty(&self) -> bool {
         self.turns.is_empty()
+    }
+
+    /// Whether frames for `to` wait.
+    pub fn holds(&self, to: SocketAddr) -> bool {
+        self.queues.contains_key(&to)
     }
 
     /// Queues frames for `to`: each of `frames` less its first `skip` bytes, with `head` before it. Returns how many had
@@ -288,7 +314,7 @@ mod tests {
         push(&mut q, 2, b"x");
         let mut batch = q.next().unwrap();
         assert_eq!(batch.frames(), 3);
-        batch.advance();
+        batch.advance(1);
         assert_eq!(batch.frames(), 2);
         q.put_back(batch);
         push(&mut q, 1, b"after");
@@ -301,7 +327,7 @@ mod tests {
         // One that was sent to its end is gone.
         push(&mut q, 1, b"1");
         let mut batch = q.next().unwrap();
-        batch.advance();
+        batch.advance(1);
         q.put_back(batch);
         assert!(q.is_empty());
     }
@@ -325,7 +351,7 @@ mod tests {
                     let to = (0..4).find(|n| addr(*n) == batch.to).unwrap();
                     if act == 6 {
                         sent[to].push(batch.bytes().chunks(batch.segment).next().unwrap().to_vec());
-                        batch.advance();
+                        batch.advance(1);
                         q.put_back(batch);
                     } else {
                         sent[to].extend(batch.bytes().chunks(batch.segment).map(<[u8]>::to_vec));

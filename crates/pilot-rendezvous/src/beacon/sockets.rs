@@ -1,7 +1,8 @@
 //! Nodes that reach this beacon over a WebSocket (spec 04 section 17). They have proven their key, so nothing is weighed
 //! here; they have no UDP address, so none is stored.
 
-use super::{Beacon, Frames, NOTIFY_INTERVAL, canonical};
+use super::relay::Frames;
+use super::{Beacon, NOTIFY_INTERVAL, canonical};
 use crate::compat::{Arrival, Outlet};
 use pilot_proto::NodeId;
 use pilot_proto::wire::beacon::{Message, NOTIFY_HANDSHAKE};

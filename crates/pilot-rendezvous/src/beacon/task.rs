@@ -1,30 +1,32 @@
-//! The beacon's task: it moves bytes between the socket and the state.
+//! The beacon's thread: it moves bytes between the sockets and the state.
+//!
+//! It waits for its sockets itself. A runtime is woken by every datagram that comes and by every one that has left, since
+//! its sockets are registered for writing as well; here a poll says what is waited for, and nothing wakes a thread that
+//! is at work. What asynchronous tasks have for it they leave in a queue, and ring its bell.
 
-use super::socket::{mapped, transmit};
+use super::link::Link;
+use super::pace::Pace;
+use super::socket::mapped;
 use super::{Beacon, Counters, Directory};
 use crate::compat::Arrival;
 use crate::server::stopped;
 use pilot_proto::NodeId;
-use quinn_udp::{BATCH_SIZE, RecvMeta, UdpSockRef, UdpSocketState};
-use std::io::IoSliceMut;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::io::Interest;
-use tokio::net::UdpSocket;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, watch};
 
-/// Bytes of one receive buffer: the largest datagram, or a run of equal ones that the kernel hands over as one.
-const BUFFER: usize = 65_535;
-/// Receive calls before what they brought is sent on, and other work gets a turn. Many, so that frames of interleaved flows
-/// find others to the same destination to leave with; a beacon that keeps up finds nothing more after one or two.
-const BURST: usize = 16;
-/// Batches sent before the next receive calls: what is queued when the socket was full must not stop reading.
-const SENDS: usize = 1024;
 /// Datagrams taken from the second port before other work gets a turn.
 const PROBES: usize = 32;
-/// Messages of WebSockets handled before other work gets a turn.
-const ARRIVALS: usize = 64;
+/// Hints and messages of WebSockets handled before other work gets a turn, ...
+const INPUTS: usize = 64;
+/// ... and under way to the thread, up to 64 KiB each, beside those that wait in their own queues.
+const UNDER_WAY: usize = 16;
 const SYNC_INTERVAL: Duration = Duration::from_secs(10);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -57,98 +59,189 @@ impl SharedCounters {
     }
 }
 
-/// Ready when the socket, if there is one, has something to read.
-async fn readable(socket: Option<&UdpSocket>) -> std::io::Result<()> {
-    match socket {
-        Some(socket) => socket.readable().await,
-        None => std::future::pending().await,
+enum Input {
+    Hint(Hint),
+    Arrival(Arrival),
+}
+
+/// Wakes the thread. Dropped, it wakes it as well.
+struct Bell {
+    wire: UnixStream,
+    /// It has rung and has not been heard yet.
+    rung: Arc<AtomicBool>,
+}
+
+impl Bell {
+    fn ring(&self) {
+        if !self.rung.swap(true, Ordering::AcqRel) {
+            // Full is as good: there is something to read at the other end.
+            let _ = (&self.wire).write(&[1]);
+        }
     }
 }
 
-/// Serves until stopped.
-pub(crate) async fn run(
+/// The thread's end of it.
+struct Ear {
+    wire: UnixStream,
+    rung: Arc<AtomicBool>,
+    inputs: mpsc::Receiver<Input>,
+}
+
+impl Ear {
+    /// To be called before the queue is looked at: what is queued from here on rings again.
+    fn hear(&self) {
+        let mut bytes = [0; 16];
+        let _ = (&self.wire).read(&mut bytes);
+        self.rung.store(false, Ordering::Release);
+    }
+}
+
+fn bell() -> std::io::Result<(Bell, mpsc::Sender<Input>, Ear)> {
+    let (ring, hear) = UnixStream::pair()?;
+    ring.set_nonblocking(true)?;
+    hear.set_nonblocking(true)?;
+    let rung = Arc::new(AtomicBool::new(false));
+    let (tx, inputs) = mpsc::channel(UNDER_WAY);
+    Ok((Bell { wire: ring, rung: rung.clone() }, tx, Ear { wire: hear, rung, inputs }))
+}
+
+/// Hands the thread what reaches the beacon beside its sockets, until stopped.
+async fn hand_over(
+    Inputs { mut hints, mut arrivals }: Inputs,
+    (bell, thread): (Bell, mpsc::Sender<Input>),
+    mut stop: watch::Receiver<bool>,
+) {
+    loop {
+        let input = tokio::select! {
+            Some(hint) = hints.recv() => Input::Hint(hint),
+            Some(arrival) = arrivals.recv() => Input::Arrival(arrival),
+            _ = stopped(&mut stop) => return,
+        };
+        tokio::select! {
+            sent = thread.send(input) => if sent.is_err() { return },
+            _ = stopped(&mut stop) => return,
+        }
+        bell.ring();
+    }
+}
+
+/// Starts the thread, which serves until stopped or until the current runtime ends. `ended` is dropped when it has.
+#[expect(clippy::too_many_arguments)]
+pub(crate) fn start(
     socket: UdpSocket,
+    probe: Option<UdpSocket>,
+    beacon: Beacon,
+    directory: impl Directory + Send + 'static,
+    counters: Arc<SharedCounters>,
+    inputs: Inputs,
+    stop: watch::Receiver<bool>,
+    ended: mpsc::Sender<()>,
+) -> std::io::Result<()> {
+    let link = Link::new(socket)?;
+    let (bell, thread, ear) = bell()?;
+    let serve = move || {
+        if let Err(e) = run(link, probe, beacon, directory, &counters, ear) {
+            tracing::error!(error = %e, "the beacon's socket failed");
+        }
+        drop(ended);
+    };
+    std::thread::Builder::new().name("pilot-beacon".into()).spawn(serve)?;
+    tokio::spawn(hand_over(inputs, (bell, thread), stop));
+    Ok(())
+}
+
+fn run(
+    mut link: Link,
     probe: Option<UdpSocket>,
     mut beacon: Beacon,
     directory: impl Directory,
-    counters: std::sync::Arc<SharedCounters>,
-    Inputs { mut hints, mut arrivals }: Inputs,
-    mut stop: watch::Receiver<bool>,
-) {
-    let state = match UdpSocketState::new(UdpSockRef::from(&socket)) {
-        Ok(state) => state,
-        Err(e) => return tracing::error!(error = %e, "the beacon's socket cannot be set up"),
-    };
-    let mut buffers = vec![0; BATCH_SIZE * BUFFER];
-    let mut meta = [RecvMeta::default(); BATCH_SIZE];
-    let mut sync = tokio::time::interval(SYNC_INTERVAL);
-    let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
-    let v6 = socket.local_addr().is_ok_and(|a| a.is_ipv6());
-    let mut unsent = 0;
-    let mut arrived = Vec::with_capacity(ARRIVALS);
+    counters: &SharedCounters,
+    mut ear: Ear,
+) -> std::io::Result<()> {
+    let mut pace = Pace::new(link.receive_buffer());
+    let (mut sync, mut sweep) = (Instant::now(), Instant::now() + SWEEP_INTERVAL);
+    // More inputs wait than one turn handles.
+    let mut more = false;
     loop {
-        let mut send = |to: SocketAddr, bytes: &[u8]| {
-            // A full socket buffer or an unreachable host loses the datagram, as any network may.
-            if socket.try_send_to(bytes, mapped(to, v6)).is_err() {
-                unsent += 1;
-            }
+        let timeout = match more {
+            true => Duration::ZERO,
+            false => sync.min(sweep).saturating_duration_since(Instant::now()),
         };
-        let interest =
-            if beacon.waiting() { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
-        tokio::select! {
-            ready = socket.ready(interest) => {
-                if let Err(e) = ready {
-                    tracing::error!(error = %e, "the beacon's socket failed");
-                    return;
-                }
-                for _ in 0..BURST {
-                    let mut chunks = buffers.chunks_exact_mut(BUFFER);
-                    let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
-                        std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
-                    let received = socket.try_io(Interest::READABLE, || {
-                        state.recv(UdpSockRef::from(&socket), &mut slices, &mut meta)
-                    });
-                    // Would block, or an ICMP error of an earlier datagram.
-                    let Ok(received) = received else { break };
-                    let now = Instant::now();
-                    for (buffer, meta) in buffers.chunks_exact(BUFFER).zip(&meta[..received]) {
-                        beacon.receive(meta.addr, &buffer[..meta.len], meta.stride, &directory, now, &mut send);
+        let timeout = Timespec { tv_sec: timeout.as_secs() as _, tv_nsec: timeout.subsec_nanos().into() };
+        let wanted = if beacon.waiting() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let mut fds = [
+            PollFd::new(link.socket(), wanted),
+            PollFd::new(&ear.wire, PollFlags::IN),
+            PollFd::new(probe.as_ref().unwrap_or(link.socket()), PollFlags::IN),
+        ];
+        let used = if probe.is_some() { 3 } else { 2 };
+        match poll(&mut fds[..used], Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let [readable, rung, probed] = fds.map(|fd| fd.revents());
+        let mut wait = Duration::ZERO;
+        if readable.intersects(!PollFlags::OUT) {
+            let before = link.messages();
+            let turn = link.receive(&mut beacon, &directory);
+            link.flush(&mut beacon);
+            if turn.emptied {
+                let messages = link.messages() - before;
+                wait = pace.wait(turn.datagrams, turn.bytes, messages, Instant::now());
+            }
+        }
+        if !probed.is_empty()
+            && let Some(probe) = &probe
+        {
+            answer(probe, &mut beacon, &directory, link.v6);
+        }
+        if more || !rung.is_empty() {
+            ear.hear();
+            more = true;
+            for _ in 0..INPUTS {
+                match ear.inputs.try_recv() {
+                    Ok(Input::Hint(Hint::Handshake(node))) => {
+                        beacon.notify(node, Instant::now(), &mut link.answers());
                     }
+                    Ok(Input::Hint(Hint::Registered(node, ip))) => {
+                        beacon.registered(node, ip, Instant::now());
+                    }
+                    Ok(Input::Arrival(arrival)) => beacon.arrived(arrival),
+                    Err(TryRecvError::Empty) => {
+                        more = false;
+                        break;
+                    }
+                    Err(TryRecvError::Disconnected) => return Ok(()),
                 }
             }
-            Ok(()) = readable(probe.as_ref()) => {
-                for _ in 0..PROBES {
-                    let Some(probe) = &probe else { break };
-                    // Longer ones are cut: what follows the layout is ignored.
-                    let mut buffer = [0; 64];
-                    let Ok((len, from)) = probe.try_recv_from(&mut buffer) else { break };
-                    let mut answer = |to: SocketAddr, bytes: &[u8]| {
-                        let _ = probe.try_send_to(bytes, mapped(to, v6));
-                    };
-                    beacon.probe(from, &buffer[..len], &directory, Instant::now(), &mut answer);
-                }
-            }
-            n = arrivals.recv_many(&mut arrived, ARRIVALS), if !arrivals.is_closed() => {
-                arrived.drain(..n).for_each(|arrival| beacon.arrived(arrival));
-            }
-            Some(hint) = hints.recv() => match hint {
-                Hint::Handshake(node) => beacon.notify(node, Instant::now(), &mut send),
-                Hint::Registered(node, ip) => beacon.registered(node, ip, Instant::now()),
-            },
-            _ = sync.tick() => beacon.announce(&mut send),
-            _ = sweep.tick() => beacon.sweep(Instant::now()),
-            _ = stopped(&mut stop) => return,
         }
-        for _ in 0..SENDS {
-            let Some(mut batch) = beacon.next() else { break };
-            let sent = transmit(&socket, v6, &mut batch);
-            beacon.sent(batch, &sent);
-            if sent.full {
-                break;
-            }
+        let now = Instant::now();
+        if now >= sync {
+            beacon.announce(&mut link.answers());
+            sync = now + SYNC_INTERVAL;
         }
-        beacon.counters.answers_unsent = unsent;
+        if now >= sweep {
+            beacon.sweep(now);
+            sweep = now + SWEEP_INTERVAL;
+        }
+        link.flush(&mut beacon);
+        beacon.counters.answers_unsent = link.unsent;
         counters.publish(beacon.counters);
-        tokio::task::yield_now().await;
+        if !wait.is_zero() && !more && !beacon.waiting() {
+            std::thread::sleep(wait);
+        }
+    }
+}
+
+/// Answers what has come to the second port.
+fn answer(socket: &UdpSocket, beacon: &mut Beacon, directory: &impl Directory, v6: bool) {
+    for _ in 0..PROBES {
+        // Longer ones are cut: what follows the layout is ignored.
+        let mut buffer = [0; 64];
+        let Ok((len, from)) = socket.recv_from(&mut buffer) else { return };
+        let mut send = |to: SocketAddr, bytes: &[u8]| {
+            let _ = socket.send_to(bytes, mapped(to, v6));
+        };
+        beacon.probe(from, &buffer[..len], directory, Instant::now(), &mut send);
     }
 }

@@ -6,6 +6,7 @@ use pilot_proto::wire::discover;
 use std::cell::Cell;
 
 mod abuse;
+mod runs;
 
 /// The registry's side of these tests.
 #[derive(Default)]
@@ -226,7 +227,7 @@ fn a_second_of(w: &mut World, mbit: usize, len: usize) -> (usize, usize) {
     let mut relayed = 0;
     for _ in 0..runs {
         w.now += Duration::from_secs(1) / runs as u32;
-        w.beacon.receive(addr(A), &run, len, &w.directory, w.now, &mut |_, _| {});
+        w.beacon.receive(addr(A), &run, len, &w.directory, w.now, &mut |_, _| relayed += 1);
         w.beacon.flush(&mut |_, _| relayed += 1);
     }
     (relayed, runs * 20)
@@ -308,7 +309,7 @@ fn a_destination_whose_frames_do_not_leave_costs_others_nothing() {
     assert!((1_000..1_300).contains(&overrun), "{overrun}: a mebibyte waits");
     // The socket is full in the middle of a batch.
     let mut batch = w.beacon.next().unwrap();
-    batch.advance();
+    batch.advance(1);
     w.beacon.sent(batch, &Sent { frames: 1, bytes: 1205, refused: 0, full: true });
     let other = bytes(&Message::Relay { from: 1, to: 3, frame: b"PILSxyz" });
     w.beacon.receive(addr(A), &other, other.len(), &w.directory, w.now, &mut |_, _| {});

@@ -1,7 +1,7 @@
 //! The compat transport: nodes without UDP reach the beacon over a WebSocket (spec 04 section 17), on the registry's port.
 //!
 //! A connection proves its node by the key the registry knows, before anything it sends reaches the beacon. One message is
-//! one datagram. The beacon itself stays one task: connections hand it what they receive ([`Arrival`]), it leaves what is for
+//! one datagram. The beacon itself stays one thread: connections hand it what they receive ([`Arrival`]), it leaves what is for
 //! them in their bounded queues.
 
 mod connection;
