@@ -35,11 +35,10 @@ impl Nat {
         matches!(self, Nat::Predictable | Nat::Random)
     }
 
-    /// Whether two nodes behind these can get a direct path: a random port cannot be known to who lets in known ports only,
-    /// and where both sides guess, each guess moves what the other one guesses.
+    /// Whether two nodes behind these must get a direct path. Ports that can be predicted may bring one towards who lets in
+    /// known ports only, and mostly do; but after a lost probe or a wrong guess they may not, so none is asked for.
     pub fn direct(self, other: Nat) -> bool {
-        let hopeless =
-            |a: Nat, b: Nat| a.symmetric() && b.symmetric() || a == Nat::Random && b == Nat::PortRestricted;
+        let hopeless = |a: Nat, b: Nat| a.symmetric() && (b.symmetric() || b == Nat::PortRestricted);
         !hopeless(self, other) && !hopeless(other, self)
     }
 }
